@@ -1,0 +1,1 @@
+"""The stack: an API, workers, and what makes them safe."""

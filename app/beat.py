@@ -1,0 +1,79 @@
+"""The one background process: `python -m app.beat`. A lease, and under it the loops that must not sit in a queue.
+
+Any number may run; the one that holds the lease works, the others stand by. The lease only saves work: each loop
+is safe with two of its kind.
+"""
+
+import asyncio
+import signal
+from contextlib import suppress
+
+import structlog
+from redis.exceptions import LockError, RedisError
+
+from app.context import Context, open_context
+from app.settings import get_settings
+from app.telemetry import Pulse, configure_logging
+
+LEASE = 10.0  # seconds; taken over by another process this long after its holder died
+RENEW = 3.0  # seconds between renewals
+LEASE_KEY = "beat:lease"
+
+log = structlog.get_logger(__name__)
+
+
+async def lead(context: Context) -> None:
+    """Wait for the lease, run the loops while it is held; returns when it is lost."""
+    lock = context.redis.lock(LEASE_KEY, timeout=LEASE, sleep=RENEW / 2)
+    await lock.acquire()
+    log.info("leading")
+    loops = asyncio.create_task(context.archive().run())
+    try:
+        while not loops.done():
+            await asyncio.wait([loops], timeout=RENEW)
+            await lock.reacquire()
+        await loops
+    finally:
+        loops.cancel()
+        await asyncio.wait([loops])
+        with suppress(RedisError):
+            await lock.release()
+
+
+async def stand(context: Context) -> None:
+    """Lead, lose the lease, stand by, lead again, until cancelled."""
+    while True:
+        try:
+            await lead(context)
+        except (LockError, RedisError) as error:
+            log.warning("lease lost", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(RENEW)
+
+
+async def pulse(beat: Pulse) -> None:
+    """Show that the event loop turns."""
+    while True:
+        beat.beat()
+        await asyncio.sleep(Pulse.interval)
+
+
+async def main() -> None:
+    """Run until SIGTERM or SIGINT; hands the lease over at the end."""
+    settings = get_settings()
+    configure_logging(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_context(settings, service="beat") as context:
+        loops = [asyncio.create_task(stand(context)), asyncio.create_task(pulse(Pulse(settings.alive_file)))]
+        stopping = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([stopping, *loops], return_when=asyncio.FIRST_COMPLETED)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    for task in done - {stopping}:
+        task.result()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,147 @@
+"""Context: opens, names and closes every client; API, beat and tests use it alike."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pymongo.errors import PyMongoError
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from app.database import ItemRepository, TaskResultRepository, create_client, ensure_indexes
+from app.engine.archive import Archive
+from app.engine.publisher import Publisher, Refused
+from app.engine.queues import declare
+from app.engine.service import TaskService
+from app.engine.state import AsyncTaskStore
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+INDEX_PAUSE = 2  # seconds between attempts to create indexes
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a handler or a loop may need, opened and ready to use."""
+
+    settings: Settings
+    name: str
+    items: ItemRepository
+    results: TaskResultRepository
+    tasks: TaskService
+    store: AsyncTaskStore
+    publisher: Publisher
+    database: Any
+    redis: Redis
+
+    def archive(self) -> Archive:
+        """The archive loop over this context's clients."""
+        return Archive(self.store, self.results, reader=self.name, batch=self.settings.archive_batch)
+
+    async def services(self) -> dict[str, bool]:
+        """Which of the three servers answer within HEALTH_TIMEOUT."""
+        probes: dict[str, Awaitable[Any]] = {
+            "mongodb": self.database.command("ping"),
+            "redis": self.redis.ping(),
+            "rabbitmq": self.publisher.ping(),
+        }
+        answers = await asyncio.gather(*(self._answers(probe) for probe in probes.values()))
+        return dict(zip(probes, answers, strict=True))
+
+    async def _answers(self, probe: Awaitable[Any]) -> bool:
+        try:
+            await asyncio.wait_for(probe, self.settings.health_timeout)
+        except (TimeoutError, PyMongoError, RedisError, Refused, OSError):
+            return False
+        return True
+
+
+@asynccontextmanager
+async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Context]:
+    """A context whose clients carry the name of `service` in each server's list of connections.
+
+    Servers may be away: nothing here waits for them, except that indexes are tried for first.
+    """
+    name = f"{service}-{socket.gethostname()}-{os.getpid()}"
+    async with AsyncExitStack() as stack:
+        client = create_client(settings, name=name)
+        stack.push_async_callback(_close, client)
+        database = client[settings.mongodb_database]
+        redis = _redis(settings, name)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        publisher = await stack.enter_async_context(
+            Publisher(
+                settings.rabbitmq_url.get_secret_value(),
+                name=name,
+                timeout=settings.publish_timeout,
+                declare=lambda: declare(settings),
+            )
+        )
+        store = AsyncTaskStore(
+            redis,
+            queue_max=settings.queue_max_length,
+            backlog_max=settings.archive_backlog_max,
+            result_ttl=settings.result_ttl,
+        )
+        await _prepare(database, stack, wait=settings.mongodb_timeout)
+        results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
+        yield Context(
+            settings=settings,
+            name=name,
+            items=ItemRepository(database),
+            results=results,
+            tasks=TaskService(store, publisher, results, publish_timeout=settings.publish_timeout),
+            store=store,
+            publisher=publisher,
+            database=database,
+            redis=redis,
+        )
+
+
+def _redis(settings: Settings, name: str) -> Redis:
+    # Scripts are not repeated by the client: whether one took effect is for the caller to find out.
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url.get_secret_value(),
+        client_name=name,
+        decode_responses=True,
+        max_connections=settings.redis_pool_max,
+        timeout=settings.redis_timeout,
+        socket_timeout=settings.redis_timeout,
+        socket_connect_timeout=settings.redis_timeout,
+        health_check_interval=25,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis(connection_pool=pool)
+
+
+async def _prepare(database: Any, stack: AsyncExitStack, *, wait: float) -> None:
+    """Create the indexes: now where MongoDB answers, in the background where it does not."""
+    preparing = asyncio.create_task(_create_indexes(database))
+    stack.callback(preparing.cancel)
+    await asyncio.wait([preparing], timeout=wait)
+
+
+async def _create_indexes(database: Any) -> None:
+    while True:
+        try:
+            await ensure_indexes(database)
+        except PyMongoError as error:
+            log.warning("indexes not created, MongoDB does not answer", error=str(error))
+            await asyncio.sleep(INDEX_PAUSE)
+        else:
+            return
+
+
+async def _close(client: Any) -> None:
+    # PyMongo's close is awaited, Motor's is not.
+    closing = client.close()
+    if closing is not None:
+        await closing

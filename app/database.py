@@ -1,0 +1,183 @@
+"""MongoDB: the client, the indexes, and one small repository a collection. No query lives anywhere else."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+import orjson
+from bson import ObjectId
+from bson.errors import InvalidDocument
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from app.settings import Settings
+
+Document = dict[str, Any]
+
+DUPLICATE_KEY = 11000  # MongoDB's error code
+
+INDEXES = {
+    "items": [
+        IndexModel([("category", ASCENDING), ("_id", ASCENDING)]),
+        IndexModel([("identity", ASCENDING)], unique=True),
+    ],
+    "task_results": [
+        IndexModel([("task_id", ASCENDING)], unique=True),
+        IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0),
+    ],
+}
+
+
+def create_client(settings: Settings, *, name: str) -> Any:
+    """A client with bounded pools and timeouts; PyMongo's or Motor's, whose calls are the same. Connects lazily."""
+    kind = AsyncIOMotorClient if settings.mongodb_driver == "motor" else AsyncMongoClient
+    milliseconds = int(settings.mongodb_timeout * 1000)
+    return kind(
+        settings.mongodb_url.get_secret_value(),
+        appname=name,
+        tz_aware=True,
+        minPoolSize=settings.mongodb_pool_min,
+        maxPoolSize=settings.mongodb_pool_max,
+        timeoutMS=milliseconds,
+        serverSelectionTimeoutMS=milliseconds,
+        connectTimeoutMS=milliseconds,
+    )
+
+
+async def ensure_indexes(database: Any) -> None:
+    """Create what `INDEXES` lists and is not there. Raises `pymongo.errors.PyMongoError`."""
+    for collection, indexes in INDEXES.items():
+        await database[collection].create_indexes(indexes)
+
+
+class ItemRepository:
+    """The collection `items`. All methods raise `pymongo.errors.PyMongoError` when MongoDB cannot serve.
+
+    An item has a `version`, counted up by each change, and the `identity` of the request that made it (unique), so
+    that the same request seen twice makes one item.
+    """
+
+    def __init__(self, database: Any) -> None:
+        self._items = database["items"]
+
+    async def page(self, *, limit: int, after: ObjectId | None, category: str | None) -> list[Document]:
+        """At most `limit` items in the order they were made, those after the id `after`."""
+        query: Document = {}
+        if after is not None:
+            query["_id"] = {"$gt": after}
+        if category is not None:
+            query["category"] = category
+        rows: list[Document] = await self._items.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
+        return rows
+
+    async def get(self, item_id: ObjectId) -> Document | None:
+        """The item, or None."""
+        item: Document | None = await self._items.find_one({"_id": item_id})
+        return item
+
+    async def create(self, content: Document, *, identity: str, digest: str) -> tuple[Document, bool]:
+        """Insert an item; answers it and whether it is new: the same identity finds its earlier item."""
+        now = _now()
+        item = {
+            "_id": ObjectId(), **content, "version": 1, "identity": identity, "digest": digest,
+            "created_at": now, "updated_at": now,
+        }  # fmt: skip
+        try:
+            await self._items.insert_one(item)
+        except DuplicateKeyError:
+            earlier: Document | None = await self._items.find_one({"identity": identity})
+            if earlier is None:
+                raise
+            return earlier, False
+        return item, True
+
+    async def update(
+        self, item_id: ObjectId, content: Document, *, versions: Sequence[int] | None, edge: str
+    ) -> Document | None:
+        """Replace an item's content, if it is at one of `versions` (any, where None); answers the new item, else None.
+
+        `edge` names the request at the edge: a replay of the request that made the present version answers it again.
+        """
+        query: Document = {"_id": item_id}
+        if versions is not None:
+            query["version"] = {"$in": list(versions)}
+        change = {"$set": {**content, "edge": edge, "updated_at": _now()}, "$inc": {"version": 1}}
+        item: Document | None = await self._items.find_one_and_update(
+            query, change, return_document=ReturnDocument.AFTER
+        )
+        if item is None and versions is not None:
+            item = await self._items.find_one({"_id": item_id, "edge": edge})
+        return item
+
+    async def delete(self, item_id: ObjectId, *, versions: Sequence[int] | None) -> bool:
+        """Delete an item, if it is at one of `versions` (any, where None); answers whether it did."""
+        query: Document = {"_id": item_id}
+        if versions is not None:
+            query["version"] = {"$in": list(versions)}
+        outcome = await self._items.delete_one(query)
+        return bool(outcome.deleted_count)
+
+
+class TaskResultRepository:
+    """The collection `task_results`: final task records, for `retention_days`.
+
+    `_id` is the creation time and the task id, so that pages by `_id` are in the order of creation.
+    All methods raise `pymongo.errors.PyMongoError` when MongoDB cannot serve.
+    """
+
+    def __init__(self, database: Any, *, retention_days: int) -> None:
+        self._results = database["task_results"]
+        self._retention = timedelta(days=retention_days)
+
+    async def get(self, task_id: str) -> Document | None:
+        """The status document of an archived task, as `engine.state.document` made it, or None."""
+        row: Document | None = await self._results.find_one({"task_id": task_id})
+        if row is None:
+            return None
+        if "result_json" in row:
+            row["result"] = orjson.loads(row["result_json"])
+        return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
+
+    async def store(self, documents: Sequence[tuple[Document, int, int]]) -> dict[int, str]:
+        """Write status documents with their epochs and versions; a newer one that is there already stays.
+
+        Answers the rows that MongoDB refused, by position, with the reason. Raises for anything that may pass.
+        """
+        writes = [self._write(document, epoch, version) for document, epoch, version in documents]
+        try:
+            await self._results.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            failed = error.details["writeErrors"]
+            # A duplicate key is the upsert that found a newer row.
+            return {row["index"]: row["errmsg"] for row in failed if row["code"] != DUPLICATE_KEY}
+        return {}
+
+    def _write(self, document: Document, epoch: int, version: int) -> UpdateOne:
+        row = {**document, "epoch": epoch, "version": version, "expires_at": _now() + self._retention}
+        if not _fits_bson(row["result"]):
+            row |= {"result": None, "result_json": orjson.dumps(row["result"]).decode()}
+        older = {"$or": [{"epoch": {"$lt": epoch}}, {"epoch": epoch, "version": {"$lt": version}}]}
+        return UpdateOne(
+            {"task_id": document["task_id"], **older},
+            {"$set": row, "$setOnInsert": {"_id": f"{document['created_at']}-{document['task_id']}"}},
+            upsert=True,
+        )
+
+
+_ARCHIVE_FIELDS = {"_id", "epoch", "version", "expires_at", "result_json"}
+
+
+def _fits_bson(value: Mapping[str, Any] | Any) -> bool:
+    # Integers past 64 bits, lone surrogates and NUL in a key are JSON, but not BSON.
+    try:
+        bson.encode({"value": value})
+    except (InvalidDocument, OverflowError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _now() -> datetime:
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)  # BSON keeps milliseconds

@@ -1,0 +1,86 @@
+"""The archive loop: final task records go from Redis to MongoDB, and only then may they expire."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from pymongo.errors import PyMongoError
+from redis.exceptions import RedisError, ResponseError
+
+from app.database import TaskResultRepository
+from app.engine.state import FINISHED, REFUSED, AsyncTaskStore, document
+
+log = structlog.get_logger(__name__)
+
+GROUP = "archive"
+CLAIM_AFTER = 30_000  # ms after which an entry that another reader took and left is taken over
+BLOCK = 1_000  # ms to wait for new entries
+REFUSED_MAX = 10_000
+PAUSE = 2  # seconds after a failed round
+
+Entry = tuple[str, dict[str, str]]
+
+
+class Archive:
+    """Reads the stream of finished tasks as a consumer group: what one reader leaves unfinished another takes up."""
+
+    def __init__(self, store: AsyncTaskStore, results: TaskResultRepository, *, reader: str, batch: int) -> None:
+        self._store = store
+        self._redis = store.redis
+        self._results = results
+        self._reader = reader
+        self._batch = batch
+
+    async def run(self) -> None:
+        """Archive until cancelled; servers that are away are waited for."""
+        while True:
+            try:
+                await self.round()
+            except (RedisError, PyMongoError) as error:
+                log.warning("archive waits", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(PAUSE)
+
+    async def round(self) -> int:
+        """Archive what is there, at most two batches; answers how many. Waits a second where there is nothing.
+
+        Raises `RedisError` or `PyMongoError`; what was read is then read again, by `XAUTOCLAIM`.
+        """
+        try:
+            entries = await self._claim() or await self._read()
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            # A Redis that starts empty knows no group.
+            await self._redis.xgroup_create(FINISHED, GROUP, id="0", mkstream=True)
+            return 0
+        if entries:
+            await self._write(entries)
+        return len(entries)
+
+    async def _claim(self) -> list[Entry]:
+        answer: Any = await self._redis.xautoclaim(FINISHED, GROUP, self._reader, CLAIM_AFTER, count=self._batch)
+        return [entry for entry in answer[1] if entry[1]]
+
+    async def _read(self) -> list[Entry]:
+        answer: Any = await self._redis.xreadgroup(GROUP, self._reader, {FINISHED: ">"}, count=self._batch, block=BLOCK)
+        rows = answer.get(FINISHED, []) if isinstance(answer, dict) else answer[0][1] if answer else []
+        return [entry for chunk in rows for entry in chunk] if isinstance(answer, dict) else rows
+
+    async def _write(self, entries: list[Entry]) -> None:
+        ids = [fields["id"] for _, fields in entries]
+        records = await self._store.records(ids)
+        found = [(entry, task_id, record) for (entry, _), task_id, record in zip(entries, ids, records, strict=True)]
+        # Without a record there is nothing to keep: the task was finished, and archived, by an earlier entry.
+        present = [row for row in found if row[2]]
+        refused = await self._results.store(
+            [
+                (document(task_id, record), int(record["epoch"]), int(record["version"]))
+                for _, task_id, record in present
+            ]
+        )
+        for position, reason in refused.items():
+            log.error("MongoDB refused a task's result", task_id=present[position][1], reason=reason)
+            await self._redis.xadd(REFUSED, {"id": present[position][1], "reason": reason}, maxlen=REFUSED_MAX)
+        await self._store.archived(
+            GROUP, [(entry, task_id, record.get("version", "")) for entry, task_id, record in found]
+        )

@@ -1,0 +1,33 @@
+"""One identity a request: the same request seen twice gets the same task id."""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks for what, once. `origin` tells whose key it is: the client's own or the edge's."""
+
+    origin: Literal["client", "edge"]
+    principal: str
+    route: str  # method and path template
+    key: str
+
+
+def identity_uuid(secret: str, identity: Identity) -> str:
+    """The UUID (version 8, RFC 9562) that stands for `identity`; without `secret` nobody can guess or forge it."""
+    parts = [identity.origin, identity.principal, identity.route, identity.key]
+    digest = bytearray(hmac.digest(secret.encode(), orjson.dumps(parts), hashlib.sha256)[:16])
+    digest[6] = digest[6] & 0x0F | 0x80
+    digest[8] = digest[8] & 0x3F | 0x80
+    return str(UUID(bytes=bytes(digest)))
+
+
+def body_digest(body: Any) -> str:
+    """SHA-256 over the canonical JSON of a validated body: equal for equal requests, however they were spelt."""
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()

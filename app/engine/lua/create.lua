@@ -1,0 +1,36 @@
+-- Creates a record, PENDING under a lease, or tells what an earlier request with the same identity left.
+-- KEYS task, waiting, finished   ARGV id, digest, lease ms, publish, queue max, backlog max, field, value, ...
+-- Answers {'created', epoch, created_at} | {'leased', ms left} | {'exists', status} | {'conflict'} | {'full'} | {'backlog'}
+local task, waiting, finished = KEYS[1], KEYS[2], KEYS[3]
+local id, digest, lease, publish = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local time = now()
+local old = redis.call('HMGET', task, 'status', 'digest', 'lease', 'unpublished')
+local status = old[1]
+
+if status then
+    if old[2] ~= digest then return { 'conflict' } end
+    local leased = status == 'PENDING' and old[3]
+    if leased and tonumber(old[3]) > time then return { 'leased', tonumber(old[3]) - time } end
+    if not leased and not old[4] then return { 'exists', status } end
+end
+if redis.call('XLEN', finished) >= tonumber(ARGV[6]) then return { 'backlog' } end
+if not status or old[4] then
+    if redis.call('SCARD', waiting) >= tonumber(ARGV[5]) then return { 'full' } end
+end
+
+if not status then
+    redis.call('HSET', task, 'status', 'PENDING', 'digest', digest, 'epoch', 1, 'retries', 0, 'attempts', 0,
+        'created_at', time, unpack(ARGV, 7))
+elseif old[4] then
+    -- Reopen: only a task that was never published comes back this way, and messages of the old epoch are void.
+    redis.call('HINCRBY', task, 'epoch', 1)
+    redis.call('HSET', task, 'status', 'PENDING', 'retries', 0)
+    redis.call('HDEL', task, 'error', 'finished_at', 'unpublished')
+    redis.call('PERSIST', task)
+end
+redis.call('HSET', task, 'lease', time + lease, 'lease_by', publish)
+redis.call('HINCRBY', task, 'publishes', 1)
+redis.call('SADD', waiting, id)
+bump(task)
+local run = redis.call('HMGET', task, 'epoch', 'created_at')
+return { 'created', run[1], run[2] }

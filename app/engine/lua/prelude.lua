@@ -1,0 +1,32 @@
+-- Shared by all scripts: put before each by state.py.
+
+local FINAL = { SUCCESS = true, FAILURE = true, CANCELLED = true }
+local RUNNING = { STARTED = true, PROGRESS = true }
+
+-- Milliseconds since the epoch by Redis's clock, the only clock that orders transitions.
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Every visible change of a record has a version, and is announced on the channel of the record's name.
+local function bump(task)
+    local version = redis.call('HINCRBY', task, 'version', 1)
+    redis.call('PUBLISH', task, version)
+end
+
+-- A run is known by its epoch (how often the task was reopened), its retries and the publish that it came by.
+local function holds(task, epoch, retries, publish)
+    local run = redis.call('HMGET', task, 'epoch', 'retries', 'publish')
+    return run[1] == epoch and run[2] == retries and run[3] == publish
+end
+
+-- The one way into a final state: the archive hears of it in the same step.
+local function finalise(task, waiting, finished, id, status, field, value)
+    redis.call('HSET', task, 'status', status, 'finished_at', now())
+    if field then redis.call('HSET', task, field, value) end
+    redis.call('HDEL', task, 'lease', 'lease_by', 'due_at', 'cancel')
+    redis.call('SREM', waiting, id)
+    redis.call('XADD', finished, '*', 'id', id)
+    bump(task)
+end

@@ -1,0 +1,190 @@
+"""Publishing tasks to RabbitMQ from asyncio: confirmed, mandatory, persistent, bounded in time.
+
+The API does not publish through Celery, whose producer would block the event loop; the messages are the ones that
+Celery's workers expect (task protocol 2).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import aio_pika
+import orjson
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+
+from app.engine.queues import TASKS
+from app.engine.state import Message
+
+log = structlog.get_logger(__name__)
+
+# The header under which a message carries what its record is made of.
+RECORD = "record"
+EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+class Refused(Exception):  # noqa: N818
+    """The broker has certainly not taken the message: it is away, returned it, or said no."""
+
+
+class Unconfirmed(Exception):  # noqa: N818
+    """Whether the broker has taken the message is not known: no answer in time, or the connection was lost."""
+
+
+def record_header(message: Message) -> dict[str, Any]:
+    """What a message repeats of its record, so that a worker can tell runs apart and make a lost record again."""
+    return {
+        "epoch": message.epoch,
+        "publish": message.publish,
+        "queue": message.queue,
+        "digest": message.digest,
+        "request_id": message.request_id,
+        "created_at": message.created_at,
+    }
+
+
+def envelope(message: Message) -> aio_pika.Message:
+    """The AMQP message of a task, as `app.amqp.as_task_v2` of Celery 5 would make it (task protocol 2)."""
+    headers: dict[str, Any] = {
+        "lang": "py",
+        "task": message.name,
+        "id": message.task_id,
+        "root_id": message.task_id,
+        "parent_id": None,
+        "shadow": None,
+        "group": None,
+        "group_index": None,
+        "eta": None,
+        "expires": None,
+        "retries": message.retries,
+        "timelimit": [None, None],
+        # Arguments stay out of logs and events.
+        "argsrepr": "()",
+        "kwargsrepr": "{...}",
+        "origin": "api",
+        "ignore_result": False,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+        RECORD: record_header(message),
+    }
+    return aio_pika.Message(
+        orjson.dumps([[], {"payload": message.payload}, EMBED]),
+        headers=headers,
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id=message.task_id,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        reply_to="",
+    )
+
+
+class Publisher:
+    """One connection and one channel to the broker, opened when needed and again after a loss.
+
+    `declare` is called (in a thread) before each connection is used, so that a broker that lost everything is set up
+    again. `timeout`, in seconds, bounds a publish with all that it waits for.
+    """
+
+    def __init__(self, url: str, *, name: str, timeout: float, declare: Callable[[], None]) -> None:
+        self._url = url
+        self._name = name
+        self._timeout = timeout
+        self._declare = declare
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._exchange: AbstractExchange | None = None
+        self._connecting: asyncio.Task[AbstractExchange] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start connecting; a broker that is away is no reason not to start."""
+        self._start_connecting()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting], timeout=self._timeout)
+        await self._drop()
+
+    async def publish(self, message: Message) -> None:
+        """Publish `message` to its queue and wait until the broker has it on disk.
+
+        Raises `Refused` when it certainly is not queued, `Unconfirmed` when nobody can say.
+        """
+        try:
+            exchange = await asyncio.wait_for(self._open_exchange(), self._timeout)
+        except TimeoutError as error:
+            raise Refused("no connection to the broker in time") from error
+        except (*CONNECTION_EXCEPTIONS, OSError) as error:
+            raise Refused(f"no connection to the broker: {type(error).__name__}") from error
+        try:
+            await exchange.publish(envelope(message), routing_key=message.queue, mandatory=True, timeout=self._timeout)
+        except DeliveryError as error:
+            raise Refused(f"the broker refused the message: {type(error).__name__}") from error
+        except (TimeoutError, *CONNECTION_EXCEPTIONS, OSError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
+                raise
+            raise Unconfirmed(f"no confirm from the broker: {type(error).__name__}") from error
+
+    async def ping(self) -> None:
+        """Ask the broker for a sign of life. Raises `Refused` when it is away; bound the wait yourself."""
+        try:
+            await self._open_exchange()
+            assert self._connection is not None  # noqa: S101
+            channel = await self._connection.channel()
+            await channel.close()
+        except (*CONNECTION_EXCEPTIONS, OSError) as error:
+            raise Refused(f"the broker does not answer: {type(error).__name__}") from error
+
+    async def _open_exchange(self) -> AbstractExchange:
+        channel = self._channel
+        if self._exchange is not None and channel is not None and not channel.is_closed:
+            return self._exchange
+        return await asyncio.shield(self._start_connecting())
+
+    def _start_connecting(self) -> asyncio.Task[AbstractExchange]:
+        # One attempt for all that wait; it lives on when they give up.
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+            self._connecting.add_done_callback(_log_failure)
+        return self._connecting
+
+    async def _connect(self) -> AbstractExchange:
+        await self._drop()
+        await asyncio.to_thread(self._declare)
+        connection = await aio_pika.connect(
+            self._url, timeout=self._timeout, client_properties={"connection_name": self._name}
+        )
+        self._connection = connection
+        self._channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        self._exchange = await self._channel.get_exchange(TASKS.name, ensure=False)
+        log.info("connected to the broker")
+        return self._exchange
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._channel, self._exchange = self._connection, None, None, None
+        if connection is not None and not connection.is_closed:
+            await _close_within(connection.close, self._timeout)
+
+
+async def _close_within(close: Callable[[], Awaitable[None]], timeout: float) -> None:  # noqa: ASYNC109
+    try:
+        await asyncio.wait_for(close(), timeout)
+    except (TimeoutError, *CONNECTION_EXCEPTIONS, OSError) as error:
+        log.warning("broker connection did not close cleanly", error=type(error).__name__)
+
+
+def _cancelled_from_outside() -> bool:
+    # aiormq cancels the waiters of a connection that dies; that is a lost connection, not a cancelled caller.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _log_failure(task: asyncio.Task[AbstractExchange]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("cannot connect to the broker", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,79 @@
+"""Exchanges and queues: what they are, and the one function that declares them.
+
+Task queues are quorum queues bound to the topic exchange `tasks`. A message that is rejected or delivered too often
+goes to the fanout exchange `dead`, at least once: the source keeps it until the queue `dead` has it. Delays are
+RabbitMQ's own (Celery's native delayed delivery: 28 queues with a TTL of a power of two seconds each), never held
+in a worker.
+
+A queue that exists with other arguments is kept as it is, with a line in the log: RabbitMQ cannot change them, and
+refusing to start would turn a changed limit into an outage. To apply new limits delete the (empty) queue.
+"""
+
+import structlog
+from amqp.exceptions import PreconditionFailed
+from kombu import Connection, Exchange, Queue
+from kombu.transport.native_delayed_delivery import (
+    bind_queue_to_native_delayed_delivery_exchange,
+    declare_native_delayed_delivery_exchanges_and_queues,
+)
+
+from app.contracts import Queue as QueueName
+from app.settings import Settings
+
+TASKS = Exchange("tasks", type="topic", durable=True)
+DEAD = Exchange("dead", type="fanout", durable=True)
+
+log = structlog.get_logger(__name__)
+
+
+def task_queues(*, max_length: int, delivery_limit: int) -> list[Queue]:
+    """The task queues; the broker's own bound is twice the API's, because it refuses workers' retries too."""
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": delivery_limit,
+        "x-max-length": 2 * max_length,
+        # At-least-once dead-lettering works with reject-publish alone: drop-head downgrades it without a word.
+        "x-overflow": "reject-publish",
+        "x-dead-letter-exchange": DEAD.name,
+        "x-dead-letter-strategy": "at-least-once",
+    }
+    # no_declare: `declare` below is the only place, Celery's workers would stop over a changed argument.
+    return [Queue(name, TASKS, routing_key=name, queue_arguments=arguments, no_declare=True) for name in QueueName]
+
+
+def dead_queue(*, max_length: int) -> Queue:
+    """Where dead letters wait; when it is full they wait in their own queue instead."""
+    arguments = {"x-queue-type": "quorum", "x-max-length": max_length, "x-overflow": "reject-publish"}
+    return Queue(DEAD.name, DEAD, queue_arguments=arguments)
+
+
+def declare(settings: Settings) -> None:
+    """Declare everything, which may be there already. Blocking: some 200 round trips to the broker.
+
+    Each step is bounded by PUBLISH_TIMEOUT. Raises `OSError` or `kombu.exceptions.OperationalError` when the broker
+    is away.
+    """
+    timeout = settings.publish_timeout
+    options = {"read_timeout": timeout, "write_timeout": timeout}
+    url = settings.rabbitmq_url.get_secret_value()
+    with Connection(url, connect_timeout=timeout, transport_options=options) as connection:
+        TASKS.bind(connection.default_channel).declare()
+        DEAD.bind(connection.default_channel).declare()
+        _declare_queue(connection, dead_queue(max_length=settings.dead_letter_max_length))
+        declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
+        for queue in task_queues(max_length=settings.queue_max_length, delivery_limit=settings.queue_delivery_limit):
+            _declare_queue(connection, queue)
+            bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+
+def _declare_queue(connection: Connection, queue: Queue) -> None:
+    # A channel of its own each: the broker closes the channel of a refused declaration.
+    channel = connection.channel()
+    bound = queue.bind(channel)
+    try:
+        bound.queue_declare()
+    except PreconditionFailed as error:
+        log.warning("queue exists with other arguments and is kept", queue=queue.name, reason=str(error))
+        return
+    bound.queue_bind()
+    channel.close()

@@ -1,0 +1,156 @@
+"""What the API does with tasks: take them in, tell of them, cancel them."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from app import problems
+from app.contracts import TASKS, Queue, TaskName
+from app.database import TaskResultRepository
+from app.engine.publisher import Publisher, Refused, Unconfirmed
+from app.engine.state import AsyncTaskStore, Message, Status, document, error_document, new_publish
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task that will run (or has): its id, and whether an earlier request with the same identity made it."""
+
+    task_id: str
+    replayed: bool
+
+
+class TaskService:
+    """Creates tasks so that an id that was answered is always known, and the same request makes one task.
+
+    The record is written first, then the message; what follows from each answer of the broker stands in `_settle`.
+    """
+
+    def __init__(
+        self, store: AsyncTaskStore, publisher: Publisher, results: TaskResultRepository, *, publish_timeout: float
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._results = results
+        # A publish waits at most one timeout for a connection and one for the confirm.
+        self._lease = 2 * publish_timeout + 1
+
+    async def submit(  # noqa: PLR0913  all that makes a task
+        self,
+        name: TaskName,
+        payload: Mapping[str, Any],
+        *,
+        task_id: str,
+        digest: str,
+        request_id: str,
+        queue: Queue | None = None,
+    ) -> Accepted:
+        """Record and publish one task.
+
+        `task_id` and `digest` come from the request's identity and body; `queue` defaults to the contract's.
+        Raises `KeyReused`, `InFlight`, `QueueFull`, `NotPublished`, `Unavailable` (problems); after each of the last
+        three the same request may be sent again.
+        """
+        message = Message(
+            task_id=task_id,
+            name=name,
+            queue=queue or TASKS[name].queue,
+            payload=payload,
+            digest=digest,
+            request_id=request_id,
+            publish=new_publish(),
+        )
+        created = await self._create(message)
+        if created is None:
+            return Accepted(task_id, replayed=True)
+        await self._publish(created)
+        return Accepted(task_id, replayed=False)
+
+    async def status(self, task_id: str) -> dict[str, Any]:
+        """The status document of a task, from Redis or, once it has expired there, from the archive.
+
+        Raises `NotFound`, and `Unavailable` where the server that might know is away.
+        """
+        try:
+            record = await self._store.record(task_id)
+        except RedisError as error:
+            archived = await self._results.get(task_id)
+            if archived is None:
+                raise problems.Unavailable("Redis, which knows of unfinished tasks, is away.") from error
+            return archived
+        if record:
+            return document(task_id, record)
+        archived = await self._results.get(task_id)
+        if archived is None:
+            raise problems.NotFound("There is no task with this id.")
+        return archived
+
+    async def cancel(self, task_id: str) -> str:
+        """Ask for a task's end; answers CANCELLED, or CANCELLING while it runs.
+
+        Raises `NotFound`, and `Conflict` for a task that has ended otherwise.
+        """
+        task = await self.status(task_id)
+        status = await self._store.cancel(task_id, task["queue"]) or task["status"]
+        if status in (Status.SUCCESS, Status.FAILURE):
+            raise problems.Conflict(f"The task has ended already: {status}.")
+        return status
+
+    async def _create(self, message: Message) -> Message | None:
+        """The message to publish, or None where an earlier request has done so."""
+        deadline = asyncio.get_running_loop().time() + self._lease
+        while True:
+            created = await self._store.create(message, lease=self._lease)
+            match created.outcome:
+                case "created":
+                    return replace(message, epoch=created.epoch, created_at=created.created_at)
+                case "exists":
+                    return None
+                case "conflict":
+                    raise problems.KeyReused
+                case "full":
+                    raise problems.QueueFull(f"The queue {message.queue} is full; nothing was done.")
+                case "backlog":
+                    raise problems.QueueFull("Finished tasks wait to be archived; nothing was done.")
+                case "leased":
+                    # Another request with this identity is publishing: it will end, or its lease will.
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise problems.InFlight
+                    await asyncio.sleep(min(created.lease_left, 0.1))
+
+    async def _publish(self, message: Message) -> None:
+        # Shielded: a client that goes away must not leave a record between its two writes.
+        await asyncio.shield(self._settle(message))
+
+    async def _settle(self, message: Message) -> None:
+        try:
+            await self._publisher.publish(message)
+        except (Refused, Unconfirmed) as error:
+            await self._withdraw(message, error)
+        else:
+            await self._confirm(message)
+
+    async def _confirm(self, message: Message) -> None:
+        try:
+            await self._store.confirm(message)
+        except RedisError as error:
+            # The task is on the broker's disk. Its lease runs out, and a second publish would do no harm.
+            log.warning("lease not cleared", task_id=message.task_id, error=type(error).__name__)
+
+    async def _withdraw(self, message: Message, error: Refused | Unconfirmed) -> None:
+        log.warning("task not published", task_id=message.task_id, reason=str(error))
+        status = await self._store.withdraw(
+            message,
+            certain=isinstance(error, Refused),
+            error=error_document("not_published", "The broker did not confirm this task; it was not run."),
+        )
+        if status in (None, Status.FAILURE):
+            raise problems.NotPublished from error
+        if status is Status.PENDING:
+            # Another request has taken over; it answers for the task.
+            raise problems.InFlight from error

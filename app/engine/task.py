@@ -1,0 +1,214 @@
+"""The base of all tasks: it owns state, retries, progress, cancellation and the log line; a task's body only works."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+import celery
+import orjson
+import structlog
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
+from pydantic import ValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from app.engine.backend import PermanentError, ResultTooLargeError, error_of, has_record, message_of
+from app.engine.publisher import RECORD, record_header
+from app.engine.state import Message, Started, new_publish
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
+
+
+class Cancelled(BaseException):
+    """Raised by `progress` when the task is to stop: not an `Exception`, so that no body catches it by accident."""
+
+
+class Superseded(BaseException):
+    """Raised by `progress` when another run of the same task has taken over."""
+
+
+def backoff(retries: int, cap: int) -> int:
+    """Seconds before attempt `retries` + 1: exponential with full jitter, at least 1, at most `cap`.
+
+    Whole seconds, because Celery's delayed delivery knows no parts of one.
+    """
+    return random.randint(1, max(2, min(cap, 2 ** min(retries, 30))))  # noqa: S311  spreads load, hides nothing
+
+
+class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
+    """Base of all tasks; `HeavyTask` and `LightTask` say how often a failure is tried again.
+
+    A body raises `PermanentError` (or a subclass with a `kind`) where no further attempt would help; a payload that
+    does not fit its schema and a passed time limit count as such. Any other exception is retried.
+    """
+
+    abstract = True
+    throws = (PermanentError,)
+    permanent: ClassVar[tuple[type[BaseException], ...]] = (PermanentError, ValidationError, SoftTimeLimitExceeded)
+    backoff_cap: ClassVar[int] = 600
+    # Taken from the configuration when the task is bound to its app.
+    progress_interval: float = None  # type: ignore[assignment]  # None tells Celery to look there
+    result_max_bytes: int = None  # type: ignore[assignment]
+    redis_patience: float = None  # type: ignore[assignment]
+    from_config = (
+        *celery.Task.from_config,
+        ("progress_interval", "progress_interval"),
+        ("result_max_bytes", "result_max_bytes"),
+        ("redis_patience", "redis_patience"),
+    )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body for a message from the queue, or plainly when called as a function."""
+        if self.request.called_directly or not has_record(self.request):
+            return self.run(*args, **kwargs)
+        message = message_of(self.request, self.name)
+        structlog.contextvars.bind_contextvars(task_id=message.task_id, request_id=message.request_id, task=self.name)
+        try:
+            return self._enter(message, args, kwargs)
+        finally:
+            structlog.contextvars.clear_contextvars()
+
+    def progress(self, current: int, total: int) -> None:
+        """Tell how far the work has come, as often as you like: at most ten calls a second reach Redis.
+
+        This is also where a task learns that it is to stop, so call it at least every few seconds. Raises `Cancelled`
+        or `Superseded`, which are to pass through the body (clean up in `finally`).
+        """
+        request = self.request
+        now = time.monotonic()
+        if now < getattr(request, "next_progress", 0.0) and current != total:
+            return
+        if request.called_directly or not has_record(request):
+            return
+        request.next_progress = now + self.progress_interval
+        try:
+            answer = self.backend.store.progress(message_of(request, self.name), current, total)
+        except REDIS_AWAY:
+            # Progress is worth less than the work; the next call tries again.
+            log.warning("progress not written, Redis is away")
+            return
+        if answer == "cancel":
+            raise Cancelled
+        if answer == "lost":
+            raise Superseded
+
+    def _enter(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        started = self._patiently(lambda: self.backend.store.start(message, self.request.hostname))
+        match started.outcome:
+            case "run":
+                return self._run(message, args, kwargs)
+            case "stored":
+                return started.result
+            case "dead":
+                self._end_dead(started)
+            case "republish":
+                self._republish(message, started)
+            case "stale" | "duplicate":
+                pass
+            case outcome:
+                raise AssertionError(outcome)
+        log.info("message ignored", outcome=started.outcome)
+        raise Ignore
+
+    def _run(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        outcome = "SUCCESS"
+        try:
+            return self._checked(self.run(*args, **kwargs))
+        except Cancelled:
+            outcome = "CANCELLED"
+            self.backend.mark_as_revoked(message.task_id, "Cancelled while it ran.", request=self.request)
+            raise Ignore from None
+        except Superseded:
+            outcome = "superseded"
+            raise Ignore from None
+        except self.permanent:
+            outcome = "FAILURE"
+            raise
+        except Exception as error:
+            outcome = self._retry_or_fail(message, error)
+            if outcome == "FAILURE":
+                raise
+            raise Retry(exc=error) from None
+        finally:
+            log.info(
+                "task ran", outcome=outcome, attempt=message.retries + 1, seconds=round(time.monotonic() - began, 3)
+            )
+
+    def _checked(self, result: Any) -> Any:
+        size = len(orjson.dumps(result))
+        if size > self.result_max_bytes:
+            raise ResultTooLargeError(f"The result has {size} bytes, {self.result_max_bytes} are allowed.")
+        return result
+
+    def _retry_or_fail(self, message: Message, error: Exception) -> str:
+        if self.max_retries is not None and message.retries >= self.max_retries:
+            return "FAILURE"
+        countdown = backoff(message.retries, self.backoff_cap)
+        written: str = self._patiently(lambda: self.backend.store.retry(message, countdown, error_of(error)))
+        if written != "RETRY":
+            raise Ignore
+        log.warning("attempt failed, will be retried", error=repr(error), retry_in=countdown)
+        self._publish_again(message, message.retries + 1, countdown)
+        return "RETRY"
+
+    def _republish(self, message: Message, started: Started) -> None:
+        self._publish_again(message, started.retries, max(1, round(started.due_in)))
+
+    def _publish_again(self, message: Message, retries: int, countdown: int) -> None:
+        # A publish id of its own: should this message leave twice, the second one finds a stranger running.
+        following = replace(message, retries=retries, publish=new_publish())
+        signature = self.signature_from_request(
+            self.request,
+            queue=message.queue,
+            retries=retries,
+            countdown=countdown,
+            headers={RECORD: record_header(following)},
+        )
+        try:
+            signature.apply_async()
+        except OperationalError as error:
+            # The record says RETRY already: the redelivered message finds it there and publishes again.
+            raise Reject(error, requeue=True) from error
+
+    def _end_dead(self, started: Started) -> None:
+        """Tell the chord, chain and error callbacks of a task that was ended before this message came."""
+        error = started.error or {}
+        self.backend.mark_as_failure(
+            self.request.id, PermanentError(error.get("message", "")), request=self.request, store_result=False
+        )
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Do `call`, waiting where we stand while Redis is away: to requeue would burn the delivery limit."""
+        deadline = time.monotonic() + self.redis_patience
+        pause = 0.1
+        while True:
+            try:
+                return call()
+            except REDIS_AWAY as error:
+                if time.monotonic() > deadline:
+                    raise Reject(error, requeue=True) from error
+                log.warning("waiting for Redis", error=type(error).__name__)
+            time.sleep(pause)
+            pause = min(2 * pause, 5)
+
+
+class HeavyTask(Task):
+    """Work that costs CPU or takes long: tried again three times."""
+
+    abstract = True
+    max_retries = 3
+
+
+class LightTask(Task):
+    """Short work, mostly I/O: tried again until it is done, at ever longer intervals up to ten minutes."""
+
+    abstract = True
+    max_retries = None

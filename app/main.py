@@ -1,0 +1,46 @@
+"""The API: assembly only. `uvicorn app.main:create_app --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from app import problems
+from app.api import errors, health, items, processing, tasks
+from app.api.edge import BodyLimit, Edge
+from app.context import open_context
+from app.settings import Settings, get_settings
+from app.telemetry import configure_logging
+
+DESCRIPTION = "Items are answered at once; slow work is accepted, done by workers, and polled."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """An application over `settings` (the environment's by default); connections are opened by its lifespan."""
+    settings = settings or get_settings()
+    configure_logging(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_context(settings, service="api") as context:
+            app.state.context = context
+            app.state.health = health.HealthCheck(context)
+            yield
+
+    app: FastAPI = FastAPIOffline(
+        title="Concurrent API stack",
+        description=DESCRIPTION,
+        version="0.1.0",
+        lifespan=lifespan,
+        responses={422: problems.example(problems.Invalid)},
+    )
+    for module in (health, items, processing, tasks):
+        app.include_router(module.router)
+    errors.install(app)
+    # Last added is outermost: Edge must see the real peer before the forwarding headers are believed.
+    app.add_middleware(BodyLimit, limit=settings.body_max_bytes)
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    app.add_middleware(Edge, trusted=settings.trusted_proxies)
+    return app

@@ -1,0 +1,161 @@
+"""Request and response schemas of the API."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.contracts import Priority
+
+METADATA_MAX_BYTES = 16 * 1024
+METADATA_MAX_DEPTH = 8
+TEXT_MAX_BYTES = 64 * 1024
+INT64 = range(-(2**63), 2**63)
+
+
+def _storable(value: Any, depth: int) -> None:  # noqa: C901  one case a JSON type
+    """Refuse what JSON can say but BSON, or a query over it, would trip on. Raises `ValueError`."""
+    if depth > METADATA_MAX_DEPTH:
+        raise ValueError(f"is nested deeper than {METADATA_MAX_DEPTH} levels")
+    match value:
+        case Mapping():
+            for key, child in value.items():
+                if not key or key.startswith("$") or "." in key or "\0" in key:
+                    raise ValueError("has a key that is empty, starts with $, or contains a dot or NUL")
+                key.encode()
+                _storable(child, depth + 1)
+        case list():
+            for child in value:
+                _storable(child, depth + 1)
+        case str():
+            value.encode()
+        case bool() | None:
+            return
+        case int() if value not in INT64:
+            raise ValueError("has an integer that does not fit 64 bits")
+        case float() if not math.isfinite(value):
+            raise ValueError("has a number that is not finite")
+
+
+def _metadata(value: dict[str, Any]) -> dict[str, Any]:
+    _storable(value, 0)
+    if len(orjson.dumps(value)) > METADATA_MAX_BYTES:
+        raise ValueError(f"is larger than {METADATA_MAX_BYTES} bytes")
+    return value
+
+
+def _text(value: str) -> str:
+    if len(value.encode()) > TEXT_MAX_BYTES:
+        raise ValueError(f"is larger than {TEXT_MAX_BYTES} bytes")
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_metadata)]
+Text = Annotated[str, AfterValidator(_text)]
+
+
+class Body(BaseModel):
+    """Base of request bodies: a misspelt field is an error, not silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ItemContent(Body):
+    """What a client says of an item."""
+
+    name: str = Field(min_length=1, max_length=200)
+    description: str = Field(default="", max_length=2000)
+    category: str | None = Field(default=None, min_length=1, max_length=100)
+    metadata: Metadata = Field(default_factory=dict, description="Any JSON object up to 16 KiB and 8 levels.")
+
+
+class Item(ItemContent):
+    """An item as stored. `version` counts its changes and is its ETag."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class ItemPage(BaseModel):
+    """A page of items, oldest first; `next_cursor` is null on the last."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+class ProcessRequest(Body):
+    """A heavy task: `iterations` digests are derived from `data`."""
+
+    data: Text = Field(description="Up to 64 KiB of text.", examples=["hello"])
+    iterations: int = Field(default=100, ge=1, le=100_000)
+    priority: Priority = Priority.NORMAL
+
+
+class CountWordsRequest(Body):
+    """A light task: the words of `text` are counted."""
+
+    text: Text = Field(description="Up to 64 KiB of text.", examples=["to be or not to be"])
+
+
+class TaskAccepted(BaseModel):
+    """The answer to a submit."""
+
+    task_id: str
+    status: Literal["PENDING"] = "PENDING"
+    message: str = "Accepted; poll status_url."
+    status_url: str
+
+
+class TaskProgress(BaseModel):
+    """How far a task has come; `progress` is in percent."""
+
+    current: int
+    total: int
+    progress: float
+
+
+class TaskFailure(BaseModel):
+    """Why a task failed, or why its last attempt did."""
+
+    type: str
+    message: str
+
+
+class TaskStatus(BaseModel):
+    """All that is known of a task."""
+
+    task_id: str
+    name: str
+    status: Literal["PENDING", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "CANCELLED"]
+    progress: TaskProgress | None
+    result: Any
+    error: TaskFailure | None
+    attempts: int = Field(description="How often a worker has started it.")
+    queue: str
+    request_id: str = Field(description="The X-Request-ID of the submit.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class TaskCancelled(BaseModel):
+    """The answer to a cancel: a running task is CANCELLING until it notices."""
+
+    task_id: str
+    status: Literal["CANCELLED", "CANCELLING"]
+    status_url: str
+
+
+class Health(BaseModel):
+    """Which servers answer. `degraded`: some part of the API is away; `unhealthy`: nothing can be served."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    timestamp: datetime
+    services: dict[Literal["mongodb", "redis", "rabbitmq"], Literal["connected", "disconnected"]]

@@ -1,0 +1,140 @@
+"""Every setting of the stack, and the only place that reads the environment.
+
+A value comes from, in this order: an environment variable of the field's name in capitals, a file of that name
+(in small letters) in `/run/secrets`, a line in `.env`, the default below. `.env.example` lists them in this order.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SECRETS_DIR = Path("/run/secrets")
+DEVELOPMENT_SECRET = "development-only-not-a-secret"  # noqa: S105  refused outside development
+DEFAULT_PASSWORDS = frozenset({"", "guest", "password", "changeme", "admin", "root", "secret", DEVELOPMENT_SECRET})
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """One instance a process; see `get_settings`. Raises `pydantic.ValidationError` for a value that cannot be."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # a refused value may be a secret
+        secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
+    )
+
+    # What this is
+    environment: Literal["development", "production"] = "development"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    identity_secret: SecretStr = SecretStr(DEVELOPMENT_SECRET)
+    task_modules: Annotated[tuple[str, ...], NoDecode] = ("app.tasks.heavy", "app.tasks.light")
+
+    # MongoDB
+    mongodb_url: SecretStr = SecretStr("mongodb://127.0.0.1:27090/?directConnection=true")
+    mongodb_database: str = "stack"
+    mongodb_driver: Literal["pymongo", "motor"] = "pymongo"
+    mongodb_pool_min: Annotated[int, Field(ge=0)] = 10
+    mongodb_pool_max: Count = 100
+    mongodb_timeout: Seconds = 5
+
+    # Redis
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
+    redis_pool_max: Count = 100
+    redis_timeout: Seconds = 5
+    redis_patience: Seconds = 300
+
+    # RabbitMQ and the queues
+    rabbitmq_url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5690//")
+    publish_timeout: Seconds = 5
+    queue_max_length: Count = 10_000
+    queue_delivery_limit: Count = 5
+    dead_letter_max_length: Count = 100_000
+
+    # Tasks, their results and the archive
+    progress_interval: Seconds = 0.1
+    result_ttl: Count = 86_400
+    result_max_bytes: Count = 262_144
+    celery_result_ttl: Count = 3_600
+    archive_batch: Annotated[int, Field(ge=1, le=1000)] = 200
+    archive_backlog_max: Count = 10_000
+    archive_retention_days: Count = 30
+
+    # Workers
+    heavy_concurrency: Count = 2
+    heavy_soft_time_limit: Count = 600
+    heavy_time_limit: Count = 660
+    light_concurrency: Count = 2
+    light_soft_time_limit: Count = 60
+    light_time_limit: Count = 90
+    worker_max_tasks_per_child: Count = 1_000
+    worker_max_memory_per_child: Count = 400_000
+    worker_soft_shutdown_timeout: Seconds = 10
+    alive_file: Path | None = None
+
+    # API
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
+    body_max_bytes: Count = 1_048_576
+    health_timeout: Seconds = 1
+    health_cache: Seconds = 1
+
+    # Nginx
+    nginx_rate: Count = 100
+    nginx_burst: Count = 200
+    nginx_submit_rate: Count = 50
+    nginx_submit_burst: Count = 200
+    nginx_connections: Count = 500
+    nginx_body_max: str = "1m"
+    nginx_real_ip_from: str = "127.0.0.1"
+
+    # The native stack (`make run`)
+    stack_dir: Path = Path(".stack")
+    nginx_port: Port = 8080
+    api_port: Port = 8101
+    api_replicas: Annotated[int, Field(ge=1, le=50)] = 2
+    heavy_workers: Annotated[int, Field(ge=1, le=50)] = 1
+    redis_port: Port = 6390
+    rabbitmq_port: Port = 5690
+    rabbitmq_management_port: Port = 15690
+    rabbitmq_prometheus_port: Port = 15691
+    rabbitmq_dist_port: Port = 25690
+    epmd_port: Port = 4390
+    mongodb_port: Port = 27090
+
+    @field_validator("task_modules", "trusted_proxies", mode="before")
+    @classmethod
+    def split_commas(cls, value: object) -> object:
+        """Let a list be written `a,b` in the environment."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def refuse_default_secrets(self) -> Self:
+        """Outside development no default or missing password starts: a copied example must not reach production."""
+        if self.environment == "development":
+            return self
+        urls = {"MONGODB_URL": self.mongodb_url, "REDIS_URL": self.redis_url, "RABBITMQ_URL": self.rabbitmq_url}
+        weak = [
+            name for name, url in urls.items() if (urlsplit(url.get_secret_value()).password or "") in DEFAULT_PASSWORDS
+        ]
+        if self.identity_secret.get_secret_value() in DEFAULT_PASSWORDS:
+            weak.append("IDENTITY_SECRET")
+        if weak:
+            message = f"{', '.join(weak)}: a default or empty password is only accepted with ENVIRONMENT=development"
+            raise ValueError(message)
+        return self
+
+
+@cache
+def get_settings() -> Settings:
+    """The process's settings, read once. Raises `pydantic.ValidationError`."""
+    return Settings()

@@ -1,0 +1,61 @@
+"""What a Celery process runs: `celery -A app.worker worker -Q heavy.high,heavy,heavy.low -n heavy-1@%h`."""
+
+import time
+from typing import Any
+
+import structlog
+from celery import bootsteps, signals
+from celery.worker.consumer import Consumer
+from kombu.exceptions import OperationalError
+
+from app.celery_app import celery
+from app.engine.queues import declare
+from app.settings import get_settings
+from app.telemetry import Pulse, configure_logging
+
+log = structlog.get_logger(__name__)
+settings = get_settings()
+app = celery
+
+
+class Alive(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """Touches ALIVE_FILE while the worker's loop turns and its consumer stands."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._pulse = Pulse(settings.alive_file)
+        self._timer: Any = None
+
+    def start(self, consumer: Consumer) -> None:
+        """Begin with the consumer, also after each reconnect."""
+        self._pulse.beat()
+        self._timer = consumer.timer.call_repeatedly(Pulse.interval, self._pulse.beat)
+
+    def stop(self, consumer: Consumer) -> None:
+        """End with the consumer: a worker without a connection is not well."""
+        if self._timer is not None:
+            consumer.timer.cancel(self._timer)
+
+
+app.steps["consumer"].add(Alive)
+
+
+@signals.setup_logging.connect
+def set_up_logging(**_: Any) -> None:
+    """Our logging in place of Celery's; its two lines a task say less than ours."""
+    configure_logging(settings, quiet=("celery.app.trace", "celery.worker.strategy"))
+
+
+@signals.worker_init.connect
+def declare_queues(**_: Any) -> None:
+    """Wait for the broker and declare the queues before anything is consumed."""
+    while True:
+        try:
+            declare(settings)
+        except (OSError, OperationalError) as error:
+            log.warning("waiting for the broker", error=str(error))
+            time.sleep(2)
+        else:
+            return
