@@ -1,6 +1,6 @@
 """MongoDB: the client, the indexes, and one small repository a collection. No query lives anywhere else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -145,25 +145,44 @@ class TaskResultRepository:
 
         Answers the rows that MongoDB refused, by position, with the reason. Raises for anything that may pass.
         """
-        writes = [self._write(document, epoch, version) for document, epoch, version in documents]
-        try:
-            await self._results.bulk_write(writes, ordered=False)
-        except BulkWriteError as error:
-            failed = error.details["writeErrors"]
-            # A duplicate key is the upsert that found a newer row.
-            return {row["index"]: row["errmsg"] for row in failed if row["code"] != DUPLICATE_KEY}
-        return {}
+        rows = [self._row(document, epoch, version) for document, epoch, version in documents]
+        failed = await _failed(self._results.insert_many(rows, ordered=False)) if rows else {}
+        known = [index for index, error in failed.items() if error["code"] == DUPLICATE_KEY]
+        refused = {index: error["errmsg"] for index, error in failed.items() if index not in known}
+        if known:
+            # A reopened task, or a batch that was read twice.
+            writes = [_replacement_of_older(rows[index]) for index in known]
+            failed = await _failed(self._results.bulk_write(writes, ordered=False))
+            refused |= {known[position]: error["errmsg"] for position, error in failed.items()}
+        return refused
 
-    def _write(self, document: Document, epoch: int, version: int) -> UpdateOne:
-        row = {**document, "epoch": epoch, "version": version, "expires_at": _now() + self._retention}
+    def _row(self, document: Document, epoch: int, version: int) -> Document:
+        row = {
+            "_id": f"{document['created_at']}-{document['task_id']}",
+            **document,
+            "epoch": epoch,
+            "version": version,
+            "expires_at": _now() + self._retention,
+        }
         if not _fits_bson(row["result"]):
             row |= {"result": None, "result_json": orjson.dumps(row["result"]).decode()}
-        older = {"$or": [{"epoch": {"$lt": epoch}}, {"epoch": epoch, "version": {"$lt": version}}]}
-        return UpdateOne(
-            {"task_id": document["task_id"], **older},
-            {"$set": row, "$setOnInsert": {"_id": f"{document['created_at']}-{document['task_id']}"}},
-            upsert=True,
-        )
+        return row
+
+
+async def _failed(write: Awaitable[Any]) -> dict[int, Document]:
+    """Await an unordered bulk write; answers the errors of its rows by position."""
+    try:
+        await write
+    except BulkWriteError as error:
+        return {row["index"]: row for row in error.details["writeErrors"]}
+    return {}
+
+
+def _replacement_of_older(row: Document) -> UpdateOne:
+    epoch, version = row["epoch"], row["version"]
+    older = {"$or": [{"epoch": {"$lt": epoch}}, {"epoch": epoch, "version": {"$lt": version}}]}
+    content = {name: value for name, value in row.items() if name != "_id"}
+    return UpdateOne({"task_id": row["task_id"], **older}, {"$set": content})
 
 
 _ARCHIVE_FIELDS = {"_id", "epoch", "version", "expires_at", "result_json"}

@@ -55,6 +55,8 @@ def _text(value: str) -> str:
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_metadata)]
 Text = Annotated[str, AfterValidator(_text)]
+# Records keep times as they are answered (ISO 8601, UTC, milliseconds): to parse them again would be for nothing.
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Body(BaseModel):
@@ -140,9 +142,9 @@ class TaskStatus(BaseModel):
     attempts: int = Field(description="How often a worker has started it.")
     queue: str
     request_id: str = Field(description="The X-Request-ID of the submit.")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
 
 
 class TaskCancelled(BaseModel):

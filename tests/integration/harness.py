@@ -1,0 +1,135 @@
+"""The native stack as tests run it, and what they often ask of it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from app.settings import Settings
+from deploy.native.layout import Layout
+from deploy.native.ports import free_ports
+from deploy.native.supervision import Supervisor
+
+ROOT = Path(__file__).parents[2]
+PORTS = (
+    "NGINX_PORT",
+    "REDIS_PORT",
+    "RABBITMQ_PORT",
+    "RABBITMQ_MANAGEMENT_PORT",
+    "RABBITMQ_DIST_PORT",
+    "EPMD_PORT",
+    "MONGODB_PORT",
+)
+FINAL = {"SUCCESS", "FAILURE", "CANCELLED"}
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """What `condition` answers once that is truthy; fails when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return answer
+
+
+class Stack:
+    """A running stack: its addresses, its settings, its processes."""
+
+    def __init__(self, directory: Path) -> None:
+        # Replicas get consecutive ports: a start that leaves room for some more.
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) | {"API_PORT": free_row(4)}
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
+            **{name: str(port) for name, port in ports.items()},
+            "STACK_DIR": str(directory),
+            "TASK_MODULES": "app.tasks.heavy,app.tasks.light,tests.integration.tasks",
+            "PUBLISH_TIMEOUT": "2",
+            "NGINX_RATE": "100000",
+            "NGINX_BURST": "10000",
+            "NGINX_SUBMIT_RATE": "100000",
+            "NGINX_SUBMIT_BURST": "10000",
+        }
+        self.url = f"http://127.0.0.1:{ports['NGINX_PORT']}"
+        self.replicas = [f"http://127.0.0.1:{ports['API_PORT'] + number}" for number in range(2)]
+        self.management = f"http://127.0.0.1:{ports['RABBITMQ_MANAGEMENT_PORT']}"
+        self.layout = Layout(directory.resolve())
+        self.settings = Settings(
+            _env_file=None,
+            redis_url=f"redis://127.0.0.1:{ports['REDIS_PORT']}/0",
+            rabbitmq_url=f"amqp://guest:guest@127.0.0.1:{ports['RABBITMQ_PORT']}//",
+            mongodb_url=f"mongodb://127.0.0.1:{ports['MONGODB_PORT']}/?directConnection=true",
+            publish_timeout=2,
+        )
+
+    def run(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the stack, as make does."""
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.native.stack", *words],
+            cwd=ROOT,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=check,
+        )
+
+    def pid(self, service: str) -> int:
+        """The process id of a service, as its supervisor knows it."""
+        return Supervisor(self.layout).processes()[service].pid
+
+    def processes(self, service: str) -> list[psutil.Process]:
+        """A service's process and all below it."""
+        parent = psutil.Process(self.pid(service))
+        return [parent, *parent.children(recursive=True)]
+
+    def log(self, service: str) -> str:
+        """What a service has logged so far."""
+        return self.layout.log(service).read_text(errors="replace")
+
+    def settled(self) -> bool:
+        """Whether all services are healthy."""
+        return self.run("status", check=False).returncode == 0
+
+
+def free_row(count: int) -> int:
+    """The first of `count` consecutive free ports."""
+    while True:
+        (first,) = free_ports(1)
+        taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
+        if first + count < 65536 and not taken & set(range(first, first + count)):
+            return first
+
+
+def submit(api: httpx.Client, data: str = "hello", iterations: int = 20, **fields: Any) -> str:
+    """The id of a new heavy task."""
+    answer = api.post("/api/async/process", json={"data": data, "iterations": iterations, **fields})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["task_id"]
+
+
+def finished(api: httpx.Client, task_id: str, seconds: float = 30) -> dict[str, Any]:
+    """A task's status document once it is final."""
+
+    def look() -> dict[str, Any] | None:
+        document = api.get(f"/api/async/status/{task_id}").raise_for_status().json()
+        return document if document["status"] in FINAL else None
+
+    return wait_until(look, seconds)
+
+
+def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    """The document of an answer that must be this problem."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["type"] == f"urn:problem:{slug}"
+    assert document["status"] == status
+    assert document["request_id"] == answer.headers["x-request-id"]
+    assert {"title", "detail", "instance"} <= document.keys()
+    return document

@@ -1,0 +1,62 @@
+"""Tasks that only tests need: they fail, wait and return what they are told to."""
+
+import time
+from typing import Any
+
+from app.celery_app import celery
+from app.contracts import Payload
+from app.engine.backend import PermanentError
+from app.engine.task import HeavyTask, LightTask
+
+
+class Steps(Payload):
+    steps: int
+    seconds: float = 0.05
+
+
+class Failures(Payload):
+    failures: int
+
+
+class Size(Payload):
+    size: int
+
+
+class HopelessError(PermanentError):
+    kind = "hopeless"
+
+
+@celery.task(name="test.steps", base=HeavyTask, bind=True, pydantic=True)
+def steps(self: HeavyTask, payload: Steps) -> dict[str, Any]:
+    for number in range(payload.steps):
+        time.sleep(payload.seconds)
+        self.progress(number + 1, payload.steps)
+    return {"steps": payload.steps}
+
+
+@celery.task(name="test.flaky", base=LightTask, bind=True, pydantic=True, backoff_cap=1)
+def flaky(self: LightTask, payload: Failures) -> dict[str, Any]:
+    if self.request.retries < payload.failures:
+        raise OSError(f"attempt {self.request.retries + 1} fails")
+    return {"retries": self.request.retries}
+
+
+@celery.task(name="test.exhausted", base=LightTask, bind=True, pydantic=True, backoff_cap=1, max_retries=1)
+def exhausted(self: LightTask, payload: Failures) -> None:
+    raise OSError(f"attempt {self.request.retries + 1} of {payload.failures} fails")
+
+
+@celery.task(name="test.hopeless", base=LightTask, bind=True, pydantic=True)
+def hopeless(self: LightTask, payload: Failures) -> None:
+    raise HopelessError(f"nothing helps {self.name} {payload.failures}")
+
+
+@celery.task(name="test.large", base=LightTask, bind=True, pydantic=True)
+def large(self: LightTask, payload: Size) -> str:
+    return self.name[0] * payload.size
+
+
+@celery.task(name="test.odd", base=LightTask, bind=True, pydantic=True)
+def odd(self: LightTask, payload: Size) -> dict[str, Any]:
+    # JSON that BSON cannot say.
+    return {"$big": 2**63 + payload.size, "name": self.name}
