@@ -1,11 +1,11 @@
 """MongoDB: the client, the indexes, and one small repository a collection. No query lives anywhere else."""
 
+import json
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
-import orjson
 from bson import ObjectId
 from bson.errors import InvalidDocument
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -137,7 +137,7 @@ class TaskResultRepository:
         if row is None:
             return None
         if "result_json" in row:
-            row["result"] = orjson.loads(row["result_json"])
+            row["result"] = json.loads(row["result_json"])
         return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
 
     async def store(self, documents: Sequence[tuple[Document, int, int]]) -> dict[int, str]:
@@ -165,7 +165,7 @@ class TaskResultRepository:
             "expires_at": _now() + self._retention,
         }
         if not _fits_bson(row["result"]):
-            row |= {"result": None, "result_json": orjson.dumps(row["result"]).decode()}
+            row |= {"result": None, "result_json": json.dumps(row["result"])}
         return row
 
 

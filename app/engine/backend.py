@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import orjson
 import structlog
 from celery import states
 from celery.app.task import Context
@@ -12,7 +11,7 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from app.engine.publisher import RECORD
-from app.engine.state import Message, Status, TaskStore, error_document
+from app.engine.state import Message, Status, TaskStore, encode_result, error_document
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +30,12 @@ class TaskError(Exception):
 
 class PermanentError(TaskError):
     """A failure that no further attempt would mend."""
+
+
+class ResultNotJsonError(PermanentError):
+    """The result is not something that JSON can say."""
+
+    kind = "result_not_json"
 
 
 class ResultTooLargeError(PermanentError):
@@ -99,7 +104,7 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
         if state in FINAL_STATUS:
             meta = self._get_result_meta(result=encoded, state=state, traceback=traceback, request=request)
             meta["task_id"] = task_id
-            value = orjson.dumps(encoded if state == states.SUCCESS else error_of(result))
+            value = encode_result(encoded if state == states.SUCCESS else error_of(result))
             self._ensure_retryable(
                 self._finish, message_of(request, request.task), FINAL_STATUS[state], value, self.encode(meta)
             )

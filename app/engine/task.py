@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import celery
-import orjson
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
@@ -15,9 +14,9 @@ from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.engine.backend import PermanentError, ResultTooLargeError, error_of, has_record, message_of
+from app.engine.backend import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of, has_record, message_of
 from app.engine.publisher import RECORD, record_header
-from app.engine.state import Message, Started, new_publish
+from app.engine.state import Message, Started, encode_result, new_publish
 
 log = structlog.get_logger(__name__)
 
@@ -143,7 +142,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             )
 
     def _checked(self, result: Any) -> Any:
-        size = len(orjson.dumps(result))
+        try:
+            size = len(encode_result(result))
+        except (TypeError, ValueError) as error:
+            raise ResultNotJsonError(f"The result cannot be told in JSON: {error}") from error
         if size > self.result_max_bytes:
             raise ResultTooLargeError(f"The result has {size} bytes, {self.result_max_bytes} are allowed.")
         return result

@@ -59,4 +59,9 @@ def large(self: LightTask, payload: Size) -> str:
 @celery.task(name="test.odd", base=LightTask, bind=True, pydantic=True)
 def odd(self: LightTask, payload: Size) -> dict[str, Any]:
     # JSON that BSON cannot say.
-    return {"$big": 2**63 + payload.size, "name": self.name}
+    return {"$big": 2**70 + payload.size, "name": self.name}
+
+
+@celery.task(name="test.unsayable", base=LightTask, bind=True, pydantic=True)
+def unsayable(self: LightTask, payload: Size) -> Any:
+    return [{1, 2}, float("nan"), "\ud800"][payload.size], self.name

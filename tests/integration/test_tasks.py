@@ -194,6 +194,7 @@ async def test_exhausted_retries_end_in_failure_and_among_the_dead(
         ("test.hopeless", {"failures": 1}, {"type": "hopeless", "message": "nothing helps test.hopeless 1"}),
         ("test.hopeless", {"failures": "x"}, None),
         ("test.large", {"size": 300_000}, {"type": "result_too_large", "message": None}),
+        *(("test.unsayable", {"size": number}, {"type": "result_not_json", "message": None}) for number in range(3)),
     ],
 )
 async def test_some_failures_are_not_retried(
@@ -213,7 +214,7 @@ async def test_a_finished_task_is_archived_and_may_then_expire(
 ) -> None:
     task_id = await start(context, "test.odd", "light", {"size": 1})
     document = finished(api, task_id)
-    assert document["result"] == {"$big": 2**63 + 1, "name": "test.odd"}
+    assert document["result"] == {"$big": 2**70 + 1, "name": "test.odd"}
     row = wait_until(lambda: archive.find_one({"task_id": task_id}))
     assert row["_id"] == f"{document['created_at']}-{task_id}"
     assert row["status"] == "SUCCESS"
