@@ -19,7 +19,7 @@ LEASE = 10.0  # seconds; taken over by another process this long after its holde
 RENEW = 3.0  # seconds between renewals
 LEASE_KEY = "beat:lease"
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("app.beat")
 
 
 async def lead(context: Context) -> None:

@@ -1,10 +1,12 @@
 """What a Celery process runs: `celery -A app.worker worker -Q heavy.high,heavy,heavy.low -n heavy-1@%h`."""
 
 import time
+import warnings
 from typing import Any
 
 import structlog
 from celery import bootsteps, signals
+from celery.exceptions import SecurityWarning
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
@@ -16,6 +18,9 @@ from app.telemetry import Pulse, configure_logging
 log = structlog.get_logger(__name__)
 settings = get_settings()
 app = celery
+
+# Ten lines at each start of a developer's stack that root runs; the image runs as nobody in particular.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
 class Alive(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types

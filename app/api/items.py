@@ -111,7 +111,7 @@ async def patch_item(
     raise problems.Conflict("The item changes faster than this patch can be applied; try again.", retry_after=1)
 
 
-@router.delete("/{item_id}", status_code=204, responses={**ABSENT, **STALE})
+@router.delete("/{item_id}", status_code=204, response_class=Response, responses={**ABSENT, **STALE})
 async def delete_item(item_id: str, context: ContextDep, if_match: IfMatch = None) -> None:
     """Delete an item."""
     if not await context.items.delete(_id(item_id), versions=expected_versions(if_match)):

@@ -37,7 +37,9 @@ def test_an_item_is_made_read_replaced_patched_and_deleted(api: httpx.Client) ->
     assert patched.headers["etag"] == '"3"'
     again = api.patch(url, json={"metadata": {"size": {"h": 2}}, "category": None}).json()
     assert (again["metadata"], again["category"], again["name"]) == ({"size": {"w": 1, "h": 2}}, None, "other")
-    assert api.delete(url).status_code == 204
+    gone = api.delete(url)
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert "content-type" not in gone.headers
     problem(api.get(url), 404, "not-found")
     problem(api.delete(url), 404, "not-found")
     problem(api.put(url, json={"name": "x"}), 404, "not-found")
