@@ -8,7 +8,7 @@ import structlog
 from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
-from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
 from app.engine.publisher import RECORD
 from app.engine.state import Message, Status, TaskStore, encode_result, error_document
@@ -72,6 +72,8 @@ def error_of(error: BaseException) -> dict[str, str]:
         return error_document(error.kind, str(error))
     if isinstance(error, (SoftTimeLimitExceeded, TimeLimitExceeded)):
         return error_document("time_limit_exceeded", "The task ran longer than it may.")
+    if isinstance(error, TaskRevokedError):
+        return error_document("cancelled", str(error))
     return error_document(type(error).__name__, str(error))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from app import problems
 from app.contracts import TASKS, Queue, TaskName
@@ -105,7 +105,10 @@ class TaskService:
         """The message to publish, or None where an earlier request has done so."""
         deadline = asyncio.get_running_loop().time() + self._lease
         while True:
-            created = await self._store.create(message, lease=self._lease)
+            try:
+                created = await self._store.create(message, lease=self._lease)
+            except OutOfMemoryError as error:
+                raise problems.QueueFull("Redis holds as much as it may; nothing was done.") from error
             match created.outcome:
                 case "created":
                     return replace(message, epoch=created.epoch, created_at=created.created_at)

@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from app.celery_app import celery
 from app.contracts import Payload
 from app.engine.backend import PermanentError
@@ -16,6 +18,10 @@ class Steps(Payload):
 
 class Failures(Payload):
     failures: int
+
+
+class Stubborn(Payload):
+    stubborn: bool
 
 
 class Size(Payload):
@@ -49,6 +55,16 @@ def exhausted(self: LightTask, payload: Failures) -> None:
 @celery.task(name="test.hopeless", base=LightTask, bind=True, pydantic=True)
 def hopeless(self: LightTask, payload: Failures) -> None:
     raise HopelessError(f"nothing helps {self.name} {payload.failures}")
+
+
+@celery.task(name="test.endless", base=LightTask, pydantic=True)
+def endless(payload: Stubborn) -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except SoftTimeLimitExceeded:
+            if not payload.stubborn:
+                raise
 
 
 @celery.task(name="test.large", base=LightTask, bind=True, pydantic=True)

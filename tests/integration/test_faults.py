@@ -16,6 +16,7 @@ import pymongo
 import pytest
 import redis
 
+from app.context import Context
 from tests.integration.harness import Stack, finished, problem, submit, wait_until
 
 pytestmark = pytest.mark.integration
@@ -206,3 +207,15 @@ def test_a_killed_beat_loses_no_result(stack: Stack, api: httpx.Client) -> None:
     with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as database:
         results = database["stack"]["task_results"]
         assert all(results.find_one({"task_id": task_id}) for task_id in task_ids)
+
+
+async def test_a_worker_that_is_told_to_stop_hands_its_task_over(
+    stack: Stack, api: httpx.Client, context: Context
+) -> None:
+    accepted = await context.tasks.submit(
+        "test.steps", {"steps": 80}, task_id=str(uuid4()), digest="", request_id="stopping", queue="heavy"
+    )
+    wait_until(lambda: api.get(f"/api/async/status/{accepted.task_id}").json()["status"] == "PROGRESS")
+    os.kill(stack.pid("heavy-1"), signal.SIGTERM)
+    document = finished(api, accepted.task_id, 60)
+    assert (document["status"], document["attempts"]) == ("SUCCESS", 2)

@@ -153,6 +153,7 @@ async def test_a_running_task_stops_at_its_next_progress(api: httpx.Client, cont
     assert (answer.status_code, answer.json()["status"]) == (202, "CANCELLING")
     document = finished(api, task_id)
     assert document["status"] == "CANCELLED"
+    assert document["error"] == {"type": "cancelled", "message": "Cancelled while it ran."}
     assert document["progress"]["current"] < 200
 
 
@@ -207,6 +208,13 @@ async def test_some_failures_are_not_retried(
     else:
         assert document["error"]["type"] == error["type"]
         assert error["message"] in (None, document["error"]["message"])
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_task_that_runs_too_long_is_ended(api: httpx.Client, context: Context, stubborn: bool) -> None:
+    document = finished(api, await start(context, "test.endless", "light", {"stubborn": stubborn}))
+    assert (document["status"], document["attempts"]) == ("FAILURE", 1)
+    assert document["error"]["type"] == "time_limit_exceeded"
 
 
 async def test_a_finished_task_is_archived_and_may_then_expire(
