@@ -1,0 +1,173 @@
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.settings import DEFAULT_PASSWORDS, DEVELOPMENT_SECRET, Settings
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / ".env.example"
+
+Read = Callable[..., Settings]
+
+# Values that must appear in no message.
+SENTINEL = "correct-horse-battery"
+STRONG = {
+    "ENVIRONMENT": "production",
+    "MONGODB_URL": f"mongodb://stack:{SENTINEL}-1@db-1:27017,db-2:27017/?replicaSet=rs0",
+    "REDIS_URL": f"redis://:{SENTINEL}-2@cache:6379/0",
+    "RABBITMQ_URL": f"amqp://stack:{SENTINEL}-3@broker//",
+    "IDENTITY_SECRET": f"{SENTINEL}-4",
+}
+WEAK = {
+    "MONGODB_URL": "mongodb://stack:{}@hidden-host/",
+    "REDIS_URL": "redis://:{}@hidden-host/0",
+    "RABBITMQ_URL": "amqp://stack:{}@hidden-host//",
+    "IDENTITY_SECRET": "{}",
+}
+
+
+def refusal(read: Read, **environment: str) -> str:
+    """All that a refused start can print: the message, and the traceback with its causes."""
+    with pytest.raises(ValidationError) as caught:
+        read(**environment)
+    return repr(caught.value) + "".join(traceback.format_exception(caught.value))
+
+
+def written(default: Any) -> str:
+    match default:
+        case None:
+            return ""
+        case tuple():
+            return ",".join(default)
+        case SecretStr():
+            return default.get_secret_value()
+    return str(default)
+
+
+def test_lists_are_written_with_commas(read_settings: Read):
+    settings = read_settings(TRUSTED_PROXIES=" 10.0.0.0/8, ::1 ,,", TASK_MODULES="app.tasks.light")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert settings.task_modules == ("app.tasks.light",)
+
+
+def test_an_empty_variable_is_none(read_settings: Read):
+    settings = read_settings(MONGODB_DATABASE="", ALIVE_FILE="", TRUSTED_PROXIES="")
+    assert settings.mongodb_database == "stack"
+    assert settings.alive_file is None
+    assert settings.trusted_proxies == ("127.0.0.1", "::1")
+
+
+def test_development_starts_on_its_defaults(settings: Settings):
+    assert settings.environment == "development"
+    assert settings.identity_secret.get_secret_value() == DEVELOPMENT_SECRET
+
+
+def test_production_refuses_all_defaults_and_names_each(read_settings: Read):
+    message = refusal(read_settings, ENVIRONMENT="production")
+    assert "MONGODB_URL, REDIS_URL, RABBITMQ_URL, IDENTITY_SECRET:" in message
+    assert DEVELOPMENT_SECRET not in message
+    assert "127.0.0.1" not in message
+
+
+@pytest.mark.parametrize("password", sorted(DEFAULT_PASSWORDS))
+@pytest.mark.parametrize("name", WEAK)
+def test_production_refuses_each_default_password_without_printing_a_value(
+    read_settings: Read, name: str, password: str
+):
+    # An empty variable would be none, and the default in its place is refused as well.
+    message = refusal(read_settings, **{**STRONG, name: WEAK[name].format(password)})
+    assert f"  Value error, {name}: a default or empty password" in message
+    assert not [other for other in WEAK if other != name and other in message]
+    assert SENTINEL not in message
+    assert "hidden-host" not in message
+    assert DEVELOPMENT_SECRET not in message
+
+
+@pytest.mark.parametrize("name", ["MONGODB_URL", "REDIS_URL", "RABBITMQ_URL"])
+def test_production_refuses_a_url_without_a_password(read_settings: Read, name: str):
+    message = refusal(read_settings, **{**STRONG, name: "scheme://hidden-host/"})
+    assert f"{name}:" in message
+    assert "hidden-host" not in message
+
+
+def test_production_starts_on_passwords_of_its_own_and_shows_none(read_settings: Read):
+    settings = read_settings(**STRONG)
+    assert settings.redis_url.get_secret_value() == STRONG["REDIS_URL"]
+    assert SENTINEL not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+def test_a_value_that_cannot_be_is_named_and_not_printed(read_settings: Read):
+    message = refusal(read_settings, REDIS_POOL_MAX=SENTINEL, LOG_LEVEL=SENTINEL, MONGODB_TIMEOUT="-765.25")
+    assert "redis_pool_max" in message
+    assert "log_level" in message
+    assert "mongodb_timeout" in message
+    assert SENTINEL not in message
+    assert "765.25" not in message
+
+
+def test_secrets_are_read_from_files(read_settings: Read, tmp_path: Path):
+    for name in WEAK:
+        (tmp_path / name.lower()).write_text(STRONG[name] + "\n")
+    # docker-compose.yml sets the URLs; an empty variable over them lets the files through.
+    settings = read_settings(secrets_dir=tmp_path, ENVIRONMENT="production", MONGODB_URL="")
+    assert settings.mongodb_url.get_secret_value() == STRONG["MONGODB_URL"]
+    assert settings.identity_secret.get_secret_value() == STRONG["IDENTITY_SECRET"]
+
+
+def test_the_environment_wins_over_files(read_settings: Read, tmp_path: Path):
+    (tmp_path / "mongodb_database").write_text("of_the_secret")
+    (tmp_path / ".env").write_text("MONGODB_DATABASE=of_the_file\nLOG_LEVEL=ERROR\n")
+    settings = read_settings(env_file=tmp_path / ".env", secrets_dir=tmp_path, MONGODB_DATABASE="of_the_environment")
+    assert settings.mongodb_database == "of_the_environment"
+    assert settings.log_level == "ERROR"
+
+
+def test_settings_do_not_change(settings: Settings):
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.redis_pool_max = 1
+
+
+def example_lines() -> list[str]:
+    return EXAMPLE.read_text().splitlines()
+
+
+def test_example_lists_every_setting_in_order_with_its_default():
+    assert [line for line in example_lines() if line and not line.startswith("#")] == [
+        f"{name.upper()}={written(field.default)}" for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_example_says_of_each_setting_why_it_exists():
+    lines = example_lines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line and not line.startswith("#"):
+            assert before.startswith("# "), line
+    comments = [line for line in lines if line.startswith("#")]
+    assert len(comments) == len(set(comments))
+
+
+def test_example_has_the_groups_of_the_source():
+    source = (ROOT / "app" / "settings.py").read_text().splitlines()
+    wanted, group = [], ""
+    for line in source[source.index("class Settings(BaseSettings):") :]:
+        name = line.strip().split(":")[0]
+        if line.startswith("    # "):
+            group = line.strip()
+        elif line.startswith("    ") and name in Settings.model_fields:
+            wanted.append((group, name.upper()))
+    found, group = [], ""
+    lines = example_lines()
+    for number, line in enumerate(lines):
+        if line.startswith("#") and not lines[number + 1]:
+            group = line
+        elif line and not line.startswith("#"):
+            found.append((group, line.split("=")[0]))
+    assert found == wanted
+
+
+def test_a_copy_of_the_example_changes_nothing(read_settings: Read, settings: Settings):
+    assert read_settings(env_file=EXAMPLE) == settings
