@@ -77,8 +77,9 @@ class Plan:
         port = self.settings.api_port + number - 1
         address = ("--host", "127.0.0.1", "--port", str(port), "--backlog", "2048")
         timeouts = ("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20")
-        plain = ("--http", "app.api.protocol:OneWriteProtocol", "--no-access-log", "--no-proxy-headers", "--no-server-header")
-        arguments = ("-m", "uvicorn", "app.main:create_app", "--factory", *address, *timeouts, *plain)
+        http = ("--http", "app.api.protocol:OneWriteProtocol")
+        plain = ("--no-access-log", "--no-proxy-headers", "--no-server-header")
+        arguments = ("-m", "uvicorn", "app.main:create_app", "--factory", *address, *timeouts, *http, *plain)
         return replace(
             self.python(f"api-{number}", *arguments),
             ports={"API_PORT": port},

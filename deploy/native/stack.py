@@ -75,8 +75,8 @@ def main(words: list[str] | None = None) -> int:
     except StackError as error:
         output.fail(error)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
-        output.fail(StackError(f"a setting cannot be: {'; '.join(lines)}"))
+        lines = [": ".join([*(str(part).upper() for part in one["loc"]), one["msg"]]) for one in error.errors()]
+        output.fail(StackError(f"a setting cannot be used: {'; '.join(lines)}"))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as in `| head`
         return 0

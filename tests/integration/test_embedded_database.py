@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 import bson
 import pymongo
 import pytest
-from bson import ObjectId
+from bson import MinKey, ObjectId
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
+from pymongo.errors import PyMongoError
 
 if find_spec("secantus") is None and "CI" not in os.environ:
     pytest.skip("needs SecantusDB (the native requirements)", allow_module_level=True)
@@ -190,6 +192,7 @@ def test_following_the_pages_gives_every_document_once(client: pymongo.MongoClie
     bounds: Document = {}
     while page := list(collection.find({"category": "a"} | bounds).sort("_id", direction).limit(9)):
         seen += page
+        assert len(seen) <= 600, "it does not end"
         bounds = {"_id": {"$gt" if direction > 0 else "$lt": page[-1]["_id"]}}
     expected = [d for d in collection.find() if d["category"] == "a"]
     assert seen == sorted(expected, key=order, reverse=direction < 0)
@@ -204,6 +207,7 @@ def test_ids_that_the_index_sorts_otherwise_are_left_to_the_library(client: pymo
     assert expected == [2.5, 5, 1e200, {"b": 1, "a": "longer"}, {"b": 2, "a": "long"}, {"b": 3}]
     assert [d["_id"] for d in collection.find().sort("_id", 1).limit(5)] == expected[:5]
     assert [d["_id"] for d in collection.find({"_id": {"$gt": 2.5}}).sort("_id", -1).limit(5)] == [1e200, 5]
+    assert [d["_id"] for d in collection.find({"_id": {"$gt": MinKey()}}).sort("_id", 1).limit(2)] == [2.5, 5]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +264,27 @@ def test_what_was_confirmed_survives_the_end(tmp_path: Path, name: str) -> None:
             assert process.returncode == (0 if name == "SIGTERM" else -signal.SIGKILL)
     with running(tmp_path) as (client, _):
         assert sorted(d["_id"] for d in client.kept.documents.find()) == list(range(confirmed))
+
+
+def test_an_open_transaction_does_not_delay_the_end(tmp_path: Path) -> None:
+    with running(tmp_path) as (client, process), client.start_session() as session:
+        collection = client.kept.documents
+        collection.insert_one({"_id": 1})
+        session.start_transaction()
+        collection.update_one({"_id": 1}, {"$set": {"by": "transaction"}}, session=session)
+
+        def write() -> None:
+            with suppress(PyMongoError):
+                collection.update_one({"_id": 1}, {"$set": {"by": "other"}})
+
+        waiting = threading.Thread(target=write)
+        waiting.start()
+        time.sleep(0.5)
+        process.terminate()
+        process.wait(2)
+        waiting.join()
+    with running(tmp_path) as (client, _):
+        assert client.kept.documents.find_one() != {"_id": 1, "by": "transaction"}
 
 
 def test_the_log_says_once_what_it_is(tmp_path: Path) -> None:

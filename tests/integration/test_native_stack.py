@@ -39,6 +39,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.run("clean")
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Stack]:
+    """A second one, not started."""
+    stack = new_stack(tmp_path / "other")
+    yield stack
+    stack.run("clean")
+
+
 def pids(stack: Stack) -> dict[str, int]:
     return {name: process.pid for name, process in Supervisor(stack.layout).processes().items()}
 
@@ -107,14 +115,13 @@ def test_killed_processes_come_back(stack):
     assert all(one.ppid() in started for pid, one in ours.items() if pid not in started), "workers of the killed nginx"
 
 
-def test_a_taken_port_is_refused_before_anything_starts(stack, tmp_path):
-    second = new_stack(tmp_path / "second")
+def test_a_taken_port_is_refused_before_anything_starts(stack, other):
     port = stack.url.rpartition(":")[2]
-    line = refused(second, "up", NGINX_PORT=port)
+    line = refused(other, "up", NGINX_PORT=port)
     assert line.startswith(f"port {port} of nginx is taken by nginx (process ")
     assert "NGINX_PORT=" in line
-    assert not second.layout.supervisord_pid.exists()
-    assert not processes.of_stack(second.layout.root)
+    assert not other.layout.supervisord_pid.exists()
+    assert not processes.of_stack(other.layout.root)
 
 
 def test_a_change_that_fails_leaves_a_running_stack_as_it_was(stack):
@@ -141,12 +148,11 @@ def settings_of(stack: Stack) -> Settings:
 
 
 @pytest.mark.usefixtures("broken_redis")
-def test_a_broken_server_is_named_and_nothing_is_left(tmp_path):
-    stack = new_stack(tmp_path / "broken")
+def test_a_broken_server_is_named_and_nothing_is_left(other):
     with pytest.raises(StackError, match="redis did not start") as error:
-        commands.up(settings_of(stack), Output())
+        commands.up(settings_of(other), Output())
     assert any("appendfoo" in line for line in error.value.details)
-    assert not processes.of_stack(stack.layout.root)
+    assert not processes.of_stack(other.layout.root)
 
 
 @pytest.mark.usefixtures("broken_redis")

@@ -1,3 +1,4 @@
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -132,11 +133,18 @@ def test_settings_do_not_change(settings: Settings):
 
 
 def example_lines() -> list[str]:
-    return EXAMPLE.read_text().splitlines()
+    """The lines of what Settings reads; those that only the compose files read come after."""
+    lines = EXAMPLE.read_text().splitlines()
+    return lines[: lines.index("# Docker alone (docker-compose.yml)")]
+
+
+def variable(line: str) -> str:
+    """The variable a line sets when its mark is taken away; nothing for a comment, which has a space after its mark."""
+    return line.removeprefix("#") if re.match(r"#[A-Z]", line) else ""
 
 
 def test_example_lists_every_setting_in_order_with_its_default():
-    assert [line for line in example_lines() if line and not line.startswith("#")] == [
+    assert list(filter(None, map(variable, example_lines()))) == [
         f"{name.upper()}={written(field.default)}" for name, field in Settings.model_fields.items()
     ]
 
@@ -144,9 +152,9 @@ def test_example_lists_every_setting_in_order_with_its_default():
 def test_example_says_of_each_setting_why_it_exists():
     lines = example_lines()
     for before, line in zip(["", *lines], lines, strict=False):
-        if line and not line.startswith("#"):
+        if variable(line):
             assert before.startswith("# "), line
-    comments = [line for line in lines if line.startswith("#")]
+    comments = [line for line in lines if line.startswith("# ")]
     assert len(comments) == len(set(comments))
 
 
@@ -162,12 +170,27 @@ def test_example_has_the_groups_of_the_source():
     found, group = [], ""
     lines = example_lines()
     for number, line in enumerate(lines):
-        if line.startswith("#") and not lines[number + 1]:
+        if line.startswith("# ") and not lines[number + 1]:
             group = line
-        elif line and not line.startswith("#"):
-            found.append((group, line.split("=")[0]))
+        elif variable(line):
+            found.append((group, variable(line).split("=")[0]))
     assert found == wanted
 
 
-def test_a_copy_of_the_example_changes_nothing(read_settings: Read, settings: Settings):
-    assert read_settings(env_file=EXAMPLE) == settings
+def test_example_lists_what_only_the_compose_files_read():
+    compose = [ROOT / "docker-compose.yml", ROOT / "deploy" / "compose.production.yml"]
+    read = {name for file in compose for name in re.findall(r"\$\{([A-Z_]+):-", file.read_text())}
+    listed = {variable(line).split("=")[0] for line in EXAMPLE.read_text().splitlines() if variable(line)}
+    own = {name.upper() for name in Settings.model_fields}
+    assert listed - own == read - own
+
+
+def test_a_copy_of_the_example_sets_nothing(read_settings: Read):
+    # Not even to the default: a MONGODB_URL that is set is one that the native stack uses instead of its own.
+    assert not read_settings(env_file=EXAMPLE).model_fields_set
+
+
+def test_the_example_with_its_marks_taken_away_changes_nothing(read_settings: Read, settings: Settings, tmp_path: Path):
+    active = tmp_path / ".env"
+    active.write_text("\n".join(variable(line) for line in example_lines()))
+    assert read_settings(env_file=active) == settings
