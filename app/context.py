@@ -111,6 +111,7 @@ def _redis(settings: Settings, name: str) -> Redis:
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         client_name=name,
+        protocol=2,  # the shapes of answers differ between the two
         decode_responses=True,
         max_connections=settings.redis_pool_max,
         timeout=settings.redis_timeout,

@@ -3,8 +3,10 @@
 A new kind of work starts here: a name in `TaskName`, a payload class, and its row in `TASKS`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +36,17 @@ class TaskName(StrEnum):
 
     PROCESS_DATA = "heavy.process_data"
     COUNT_WORDS = "light.count_words"
+
+
+def nested_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value holds objects or arrays in more than `levels` levels: what comes from outside is bounded."""
+    if isinstance(value, Mapping):
+        children = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        children = list(value)
+    else:
+        return False
+    return levels == 0 or any(nested_deeper(child, levels - 1) for child in children)
 
 
 class Payload(BaseModel):

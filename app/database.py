@@ -136,7 +136,7 @@ class TaskResultRepository:
         row: Document | None = await self._results.find_one({"task_id": task_id})
         if row is None:
             return None
-        if "result_json" in row:
+        if row["result_json"] is not None:
             row["result"] = json.loads(row["result_json"])
         return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
 
@@ -162,6 +162,7 @@ class TaskResultRepository:
             **document,
             "epoch": epoch,
             "version": version,
+            "result_json": None,  # the result, where BSON cannot say it
             "expires_at": _now() + self._retention,
         }
         if not _fits_bson(row["result"]):

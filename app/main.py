@@ -9,7 +9,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
 from app.api import errors, health, items, processing, tasks
-from app.api.edge import BodyLimit, Edge
+from app.api.edge import Edge
 from app.context import open_context
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
@@ -34,13 +34,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version="0.1.0",
         lifespan=lifespan,
-        responses={422: problems.example(problems.Invalid)},
+        responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
     for module in (health, items, processing, tasks):
-        app.include_router(module.router)
+        # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
+        app.include_router(module.router, max_body_size=settings.body_max_bytes)
     errors.install(app)
     # Last added is outermost: Edge must see the real peer before the forwarding headers are believed.
-    app.add_middleware(BodyLimit, limit=settings.body_max_bytes)
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    app.add_middleware(Edge, trusted=settings.trusted_proxies)
+    app.add_middleware(Edge, trusted=settings.trusted_proxies, body_max=settings.body_max_bytes)
     return app

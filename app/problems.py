@@ -7,7 +7,7 @@ Nginx answers some statuses itself, in the same form: nginx/templates/problems.c
 import inspect
 import random
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 
@@ -17,8 +17,8 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):  # noqa: N818  the term of RFC 9457
     """Something went wrong on our side."""
 
-    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
-    slug: ClassVar[str] = "internal"
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug = "internal"
     # Seconds after which a repeat makes sense; None where it does not.
     retry_after: int | None = None
 
@@ -125,7 +125,20 @@ class NotPublished(Unavailable):
 
 
 # What the framework raises by bare status, in our words.
-BY_STATUS = {kind.status: kind for kind in (Malformed, NotFound, MethodNotAllowed, UnsupportedMediaType, Unavailable)}
+BY_STATUS = {
+    kind.status: kind
+    for kind in (Malformed, NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType, Unavailable)
+}
+
+
+def of_status(status: int) -> Problem:
+    """The problem that stands for a bare HTTP status, such as the framework raises."""
+    known = HTTPStatus(status)
+    problem = BY_STATUS.get(known, Problem)()
+    if problem.status is not known:
+        problem.status, problem.slug = known, known.phrase.lower().replace(" ", "-")
+        problem.title = problem.detail = known.phrase
+    return problem
 
 
 def jittered(seconds: int) -> int:

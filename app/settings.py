@@ -7,7 +7,7 @@ A value comes from, in this order: an environment variable of the field's name i
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -123,15 +123,21 @@ class Settings(BaseSettings):
         if self.environment == "development":
             return self
         urls = {"MONGODB_URL": self.mongodb_url, "REDIS_URL": self.redis_url, "RABBITMQ_URL": self.rabbitmq_url}
-        weak = [
-            name for name, url in urls.items() if (urlsplit(url.get_secret_value()).password or "") in DEFAULT_PASSWORDS
-        ]
+        weak = [name for name, url in urls.items() if _password(name, url) in DEFAULT_PASSWORDS]
         if self.identity_secret.get_secret_value() in DEFAULT_PASSWORDS:
             weak.append("IDENTITY_SECRET")
         if weak:
             message = f"{', '.join(weak)}: a default or empty password is only accepted with ENVIRONMENT=development"
             raise ValueError(message)
         return self
+
+
+def _password(name: str, url: SecretStr) -> str:
+    try:
+        return unquote(urlsplit(url.get_secret_value()).password or "")
+    except ValueError:
+        # Its own message repeats the URL.
+        raise ValueError(f"{name} is no valid URL") from None
 
 
 @cache

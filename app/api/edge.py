@@ -1,4 +1,4 @@
-"""What stands before every handler, as plain ASGI: the request's id and edge key, one log line, the body's bound."""
+"""What stands before every handler, as plain ASGI: the request's id and edge key, and one log line."""
 
 import re
 import time
@@ -22,10 +22,14 @@ class Edge:
 
     The edge key (`X-Edge-Request-Id`) is nginx's name for one client request, the same when nginx tries the next
     replica. It is believed only from `trusted` addresses and networks; elsewhere a random one takes its place.
+
+    A body whose told length is over `body_max` bytes is refused here, since FastAPI, which bounds the others, would
+    answer it in plain text.
     """
 
-    def __init__(self, app: ASGIApp, trusted: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, trusted: tuple[str, ...], body_max: int) -> None:
         self.app = app
+        self._body_max = body_max
         networks = [ip_network(entry, strict=False) for entry in trusted]
         self._trusts = lru_cache(maxsize=1024)(lambda host: _within(host, networks))
 
@@ -51,61 +55,27 @@ class Edge:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        # HEAD is answered like GET (RFC 9110, section 9.3.2); the server, which knows better, leaves the body away.
+        served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        told = headers.get("content-length", "")
         try:
-            await self.app(scope, receive, send_with_id)
+            if told.isdecimal() and int(told) > self._body_max:
+                await self._refuse(request_id, scope["path"], send_with_id)
+            else:
+                await self.app(served, receive, send_with_id)
         finally:
             write = log.debug if scope["path"].startswith("/health") else log.info
             milliseconds = round((time.monotonic() - began) * 1000, 1)
             write("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
 
-
-class BodyLimit:
-    """Refuses bodies of more than `limit` bytes with 413, also those that do not tell their length beforehand."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI 3)."""
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        told = headers.get("content-length", "")
-        if told.isdecimal() and int(told) > self._limit:
-            await self._refuse(scope, send)
-        elif headers.get("transfer-encoding") is None:
-            await self.app(scope, receive, send)
-        elif (body := await self._read(receive)) is None:
-            await self._refuse(scope, send)
-        else:
-            await self.app(scope, _replay(body, receive), send)
-
-    async def _read(self, receive: Receive) -> bytes | None:
-        body = bytearray()
-        while len(body) <= self._limit:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                return bytes(body) if len(body) <= self._limit else None
-        return None
-
-    async def _refuse(self, scope: Scope, send: Send) -> None:
-        problem = problems.BodyTooLarge(f"The body is larger than {self._limit} bytes.")
-        status, headers, body = problems.render(
-            problem, instance=scope["path"], request_id=scope["state"]["request_id"]
-        )
-        # What is left of the body is not read: the connection ends here.
-        raw = [(name.encode(), value.encode()) for name, value in {**headers, "connection": "close"}.items()]
+    async def _refuse(self, request_id: str, path: str, send: Send) -> None:
+        problem = problems.BodyTooLarge(f"The body is larger than {self._body_max} bytes.")
+        status, headers, body = problems.render(problem, instance=path, request_id=request_id)
+        # The body is not read, so the connection cannot serve another request.
+        headers |= {"content-length": str(len(body)), "connection": "close"}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replayed
 
 
 def _within(host: str, networks: list[IPv4Network | IPv6Network]) -> bool:

@@ -10,8 +10,12 @@ from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app import problems
+
+METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+ERRORS_MAX = 20  # of a validation that are told
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +36,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        if any(row["type"] == "json_invalid" for row in error.errors()):
-            return respond(request, problems.Malformed("The body is not valid JSON."))
-        return respond(request, problems.Invalid(errors=[_row(row) for row in error.errors()]))
+        return respond(request, _validation_problem(request, error))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        kind = problems.BY_STATUS.get(HTTPStatus(error.status_code), problems.Problem)
-        response = respond(request, kind())
-        response.headers.update(error.headers or {})  # Allow with a 405
+        response = respond(request, problems.of_status(error.status_code))
+        response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["allow"] = ", ".join(sorted(_allowed(request)))
         return response
 
     @app.exception_handler(PyMongoError)
@@ -57,6 +60,30 @@ def install(app: FastAPI) -> None:
     async def unknown(request: Request, _error: Exception) -> Response:
         # The server logs the exception with its traceback; the client learns nothing of it.
         return respond(request, problems.Problem())
+
+
+def _validation_problem(request: Request, error: RequestValidationError) -> problems.Problem:
+    rows = error.errors()
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if (
+        media_type != "application/json"
+        and not media_type.endswith("+json")
+        and any(row["loc"][0] == "body" for row in rows)
+    ):
+        return problems.UnsupportedMediaType("Content-Type: application/json is expected.")
+    if any(row["type"] == "json_invalid" for row in rows):
+        return problems.Malformed("The body is not valid JSON.")
+    return problems.Invalid(errors=[_row(row) for row in rows[:ERRORS_MAX]])
+
+
+def _allowed(request: Request) -> set[str]:
+    # Starlette names the methods of the first route of the path alone.
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return {
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    }
 
 
 def _row(error: dict[str, Any]) -> dict[str, Any]:

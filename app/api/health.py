@@ -13,6 +13,8 @@ from app.models import Health
 
 router = APIRouter(tags=["health"])
 
+UNHEALTHY: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Nothing can be served"}}
+
 
 class HealthCheck:
     """Asks the servers at most once in HEALTH_CACHE seconds, however many probes come."""
@@ -63,8 +65,8 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready", responses={503: problems.example(problems.Unavailable)})
-@router.get("/health", responses={503: {"model": Health, "description": "Nothing can be served"}})
+@router.get("/health/ready", responses=UNHEALTHY)
+@router.get("/health", responses=UNHEALTHY)
 async def health(request: Request, response: Response) -> Health:
     """Which servers answer; 503 only when nothing can be served, so that one that is away takes no replica out."""
     check: HealthCheck = request.app.state.health

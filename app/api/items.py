@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from app import problems
 from app.api.dependencies import ContextDep, EdgeKeyDep, IdentityDep
 from app.api.preconditions import entity_tag, expected_versions, not_modified
+from app.contracts import nested_deeper
 from app.engine.identity import body_digest
-from app.models import Item, ItemContent, ItemPage
+from app.models import METADATA_MAX_DEPTH, Item, ItemContent, ItemPage
 
 router = APIRouter(prefix="/api/items", tags=["items"])
 
@@ -98,6 +99,8 @@ async def patch_item(
     if_match: IfMatch = None,
 ) -> Item:
     """Change some fields by a JSON merge patch (RFC 7396): null resets a field, objects are merged."""
+    if nested_deeper(patch, METADATA_MAX_DEPTH + 1):
+        raise problems.Invalid(f"The patch is nested deeper than {METADATA_MAX_DEPTH + 1} levels.")
     expected = expected_versions(if_match)
     for _ in range(PATCH_ATTEMPTS):
         row = await _existing(context, _id(item_id))

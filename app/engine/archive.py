@@ -8,7 +8,7 @@ from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError, ResponseError
 
 from app.database import TaskResultRepository
-from app.engine.state import FINISHED, REFUSED, AsyncTaskStore, document
+from app.engine.state import FINAL, FINISHED, REFUSED, AsyncTaskStore, document
 
 log = structlog.get_logger(__name__)
 
@@ -63,15 +63,14 @@ class Archive:
 
     async def _read(self) -> list[Entry]:
         answer: Any = await self._redis.xreadgroup(GROUP, self._reader, {FINISHED: ">"}, count=self._batch, block=BLOCK)
-        rows = answer.get(FINISHED, []) if isinstance(answer, dict) else answer[0][1] if answer else []
-        return [entry for chunk in rows for entry in chunk] if isinstance(answer, dict) else rows
+        return answer[0][1] if answer else []
 
     async def _write(self, entries: list[Entry]) -> None:
         ids = [fields["id"] for _, fields in entries]
         records = await self._store.records(ids)
         found = [(entry, task_id, record) for (entry, _), task_id, record in zip(entries, ids, records, strict=True)]
-        # Without a record there is nothing to keep: the task was finished, and archived, by an earlier entry.
-        present = [row for row in found if row[2]]
+        # A record that is gone was archived by an earlier entry; one that was reopened will have a later entry.
+        present = [row for row in found if row[2].get("status") in FINAL]
         refused = await self._results.store(
             [
                 (document(task_id, record), int(record["epoch"]), int(record["version"]))

@@ -96,7 +96,9 @@ class TaskService:
         Raises `NotFound`, and `Conflict` for a task that has ended otherwise.
         """
         task = await self.status(task_id)
-        status = await self._store.cancel(task_id, task["queue"]) or task["status"]
+        status = await self._store.cancel(task_id, task["queue"])
+        if status is None:  # only the archive knows it
+            status = str(task["status"])
         if status in (Status.SUCCESS, Status.FAILURE):
             raise problems.Conflict(f"The task has ended already: {status}.")
         return status

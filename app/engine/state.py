@@ -19,6 +19,10 @@ import orjson
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from app.contracts import nested_deeper
+
+RESULT_MAX_DEPTH = 64  # levels; MongoDB takes no more than 100 a document
+
 FINISHED = "tasks:finished"  # stream of ids whose final record the archive has not written yet
 REFUSED = "tasks:refused"  # stream of ids that MongoDB refused to take, with the reason
 CELERY_RESULT = "celery-task-meta-"  # Celery's own key for a result
@@ -116,10 +120,14 @@ def error_document(kind: str, message: str) -> dict[str, str]:
 
 
 def encode_result(result: Any) -> bytes:
-    """A task's result as JSON (RFC 8259). Raises `TypeError` or `ValueError` for what JSON in UTF-8 cannot say.
+    """A task's result as JSON (RFC 8259). Raises `TypeError` or `ValueError` for what it cannot be.
+
+    That is what JSON in UTF-8 cannot say, and more than `RESULT_MAX_DEPTH` levels.
 
     Not by orjson, which knows no integers past 64 bits.
     """
+    if nested_deeper(result, RESULT_MAX_DEPTH):
+        raise ValueError(f"it is nested deeper than {RESULT_MAX_DEPTH} levels")
     return json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

@@ -38,7 +38,7 @@ def backoff(retries: int, cap: int) -> int:
 
     Whole seconds, because Celery's delayed delivery knows no parts of one.
     """
-    return random.randint(1, max(2, min(cap, 2 ** min(retries, 30))))  # noqa: S311  spreads load, hides nothing
+    return random.randint(1, max(1, min(cap, 2 ** min(retries + 1, 30))))  # noqa: S311  spreads load, hides nothing
 
 
 class Task(celery.Task):  # type: ignore[misc]  # Celery has no types

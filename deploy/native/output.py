@@ -1,5 +1,6 @@
 """What people see: a line a process, a waiting line on a terminal, plain lines elsewhere."""
 
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,15 @@ class Output:
         self.errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, line: str = "") -> None:
-        """Print a line as it is."""
-        self.console.print(line, markup=False)
+        """Print a line as it is. Raises BrokenPipeError, which Rich would turn into a failure of the command."""
+        print(line, file=self.console.file, flush=True)
+
+    def check_reader(self) -> None:
+        """Raise BrokenPipeError if nobody reads any more: without a new line no write would tell."""
+        poll = select.poll()
+        poll.register(self.console.file, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise BrokenPipeError
 
     def done(self, name: str, what: str) -> None:
         """Print that one thing is ready."""

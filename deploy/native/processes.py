@@ -6,6 +6,7 @@ keep its port. (The children of a killed Celery worker end with it: it asks the 
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,11 +18,15 @@ RENAMED = frozenset({"nginx"})
 
 
 def of_stack(stack: Path, name: str | None = None) -> list[psutil.Process]:
-    """Return the running processes of the stack in this directory, or those of one program."""
+    """Return the running processes of the stack in this directory, or those of one program.
+
+    They are there to be ended: never this process, nor one that it was started by.
+    """
+    spared = {1, os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
-            if name in {None, process.name()} and belongs(process, stack):
+            if process.pid not in spared and name in {None, process.name()} and belongs(process, stack):
                 found.append(process)
         except psutil.Error:
             continue  # it has ended, or is another user's
@@ -29,12 +34,20 @@ def of_stack(stack: Path, name: str | None = None) -> list[psutil.Process]:
 
 
 def belongs(process: psutil.Process, stack: Path) -> bool:
-    """Tell whether a process was started for this stack and still runs. Raises psutil.Error if it cannot be read."""
-    if process.status() == psutil.STATUS_ZOMBIE:
+    """Tell whether a process was started for this stack. Raises psutil.Error if it cannot be read."""
+    if elsewhere(process.pid):
         return False
     if process.name() in RENAMED:
         return Path(process.cwd()).is_relative_to(stack)
     return process.environ().get(STACK) == str(stack)
+
+
+def elsewhere(pid: int) -> bool:
+    """Tell whether a process runs in a container: root sees those too, and a path there may be the same as here."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return False
 
 
 def end(processes: Iterable[psutil.Process], grace: float) -> list[psutil.Process]:
@@ -45,13 +58,32 @@ def end(processes: Iterable[psutil.Process], grace: float) -> list[psutil.Proces
             process.terminate()
         except psutil.Error:
             continue
-    _, alive = psutil.wait_procs(processes, timeout=grace)
+    alive = wait(processes, grace)
     for process in alive:
         try:
             process.kill()
         except psutil.Error:
             continue
-    return list(psutil.wait_procs(alive, timeout=5)[1])
+    return wait(alive, 5)
+
+
+def wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait for processes to end, return those that have not.
+
+    A zombie has: where nobody reaps it (a container whose first process is no init) it stays one.
+    """
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def children(pid: int) -> set[int]:

@@ -1,5 +1,6 @@
 """What the stack is doing: the table of `make status` and the lines of `make logs`."""
 
+import os
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -88,6 +89,7 @@ def logs(settings: Settings, what: str | None, output: Output, *, lines: int = 1
             if not follow:
                 return
             if not new:
+                output.check_reader()
                 time.sleep(POLL_SECONDS)
 
 
@@ -123,6 +125,6 @@ class Tail:
     def moved(self) -> bool:
         """Tell whether the log was rotated: its name is another file's now."""
         try:
-            return not self.path.samefile(Path(f"/proc/self/fd/{self.file.fileno()}"))
+            return not os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
         except OSError:
             return False

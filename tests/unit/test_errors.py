@@ -39,7 +39,7 @@ async def client(client_of: Callable[[Any], httpx.AsyncClient]) -> AsyncIterator
     """A client of an application that fails in every way."""
     app = FastAPI(openapi_url=None)
     errors.install(app)
-    app.add_middleware(Edge, trusted=())
+    app.add_middleware(Edge, trusted=(), body_max=1_000_000)
 
     @app.get("/raise/{name}")
     async def fail(name: str) -> None:

@@ -3,18 +3,23 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 
 from app import problems
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+JSON = {"Content-Type": "application/json"}
+ClientOf = Callable[[Any], httpx.AsyncClient]
+
 METHODS = {"get", "put", "post", "patch", "delete"}
 
 # Imports the application and makes one in a process of its own, where nothing else has been imported.
@@ -126,3 +131,84 @@ async def test_the_pages_load_nothing_from_elsewhere(app: FastAPI, client_of: Ca
     for page in pages:
         assert page.status_code == 200
         assert not re.search(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", page.text)
+
+
+@pytest.fixture
+def ready(app: FastAPI, settings: Settings) -> FastAPI:
+    """The application with as much of a context as refusals need."""
+    app.state.context = SimpleNamespace(settings=settings)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/items", "GET, POST"),
+        ("POST", "/api/items/x", "DELETE, GET, PATCH, PUT"),
+        ("PUT", "/api/async/tasks/x", "DELETE, GET"),
+    ],
+)
+async def test_405_names_every_method_of_the_path(
+    app: FastAPI, client_of: ClientOf, method: str, path: str, allowed: str
+):
+    async with client_of(app) as client:
+        response = await client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+async def test_a_long_list_of_errors_is_cut(ready: FastAPI, client_of: ClientOf):
+    async with client_of(ready) as client:
+        response = await client.post("/api/items", json={f"field {number}": 0 for number in range(5000)})
+    assert response.status_code == 422
+    assert len(response.json()["errors"]) == 20
+
+
+async def test_a_body_of_another_media_type_is_415(ready: FastAPI, client_of: ClientOf):
+    async with client_of(ready) as client:
+        response = await client.post("/api/items", content=b'{"name": "x"}', headers={"Content-Type": "text/plain"})
+    assert response.status_code == 415
+    assert response.json()["type"] == "urn:problem:unsupported-media-type"
+
+
+@pytest.mark.parametrize("depth", [10, 5000])
+async def test_a_patch_that_is_nested_too_deep_is_refused(ready: FastAPI, client_of: ClientOf, depth: int):
+    body = b'{"a":' * depth + b"1" + b"}" * depth
+    async with client_of(ready) as client:
+        response = await client.patch(
+            "/api/items/" + "0" * 24, content=body, headers={"Content-Type": "application/json"}
+        )
+    assert response.status_code in (400, 422)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_bodies_are_bounded_told_or_not(ready: FastAPI, client_of: ClientOf):
+    part = b"x" * 600_000
+    async with client_of(ready) as client:
+        told = await client.post("/api/items", content=2 * part, headers=JSON)
+        chunked = await client.post(
+            "/api/items", content=chunks(part, part), headers={"Content-Type": "application/json"}
+        )
+    for response in (told, chunked):
+        assert response.status_code == 413
+        assert response.json()["type"] == "urn:problem:body-too-large"
+        assert response.headers["x-request-id"] == response.json()["request_id"]
+
+
+async def test_any_status_of_the_framework_is_a_problem(app: FastAPI, client_of: ClientOf):
+    @app.get("/forbidden")
+    async def forbidden() -> None:
+        raise HTTPException(403)
+
+    async with client_of(app) as client:
+        response = await client.get("/forbidden")
+    assert (response.status_code, response.json()["type"]) == (403, "urn:problem:forbidden")
+
+
+def test_ready_documents_what_it_answers(app: FastAPI):
+    paths = app.openapi()["paths"]
+    answers = [paths[path]["get"]["responses"]["503"]["content"] for path in ("/health", "/health/ready")]
+    assert answers[0] == answers[1]

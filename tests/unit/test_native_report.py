@@ -1,8 +1,12 @@
+import os
+
 import pytest
+from rich.console import Console
 
 from deploy.native import report
 from deploy.native.converge import log_since
 from deploy.native.demonstration import shortened
+from deploy.native.output import Output
 from deploy.native.report import Tail, duration, selected
 
 
@@ -61,3 +65,14 @@ def test_long_lists_of_a_result_are_counted():
 
 def test_memory_of_a_process_that_is_gone_is_unknown():
     assert report.memory(2**22 + 1) == "-"
+
+
+def test_a_reader_that_has_gone_is_noticed_without_a_write():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        output = Output()
+        output.console = Console(file=file)
+        output.check_reader()
+        os.close(reading)
+        with pytest.raises(BrokenPipeError):
+            output.check_reader()

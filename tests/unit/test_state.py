@@ -7,6 +7,7 @@ import pytest
 
 import app.engine.state as state_module
 from app.engine.state import (
+    RESULT_MAX_DEPTH,
     SCRIPTS,
     Message,
     _progress,
@@ -165,3 +166,21 @@ def test_a_message_lists_the_fields_of_its_record_in_pairs():
         "payload": '{"text":"é"}'.encode(),
         "request_id": "r-1",
     }
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for number in range(levels):
+        value = [value] if number % 2 else {"a": value}
+    return value
+
+
+def test_a_result_may_be_nested_and_not_without_end():
+    assert encode_result(nested(RESULT_MAX_DEPTH))
+    for levels in (RESULT_MAX_DEPTH + 1, 10_000):
+        with pytest.raises(ValueError, match="nested"):
+            encode_result(nested(levels))
+
+
+def test_a_result_may_hold_integers_of_any_size():
+    assert encode_result({"a": 2**70}) == b'{"a":1180591620717411303424}'

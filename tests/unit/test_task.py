@@ -6,7 +6,7 @@ from app.engine.task import HeavyTask, LightTask, backoff
 
 
 @pytest.mark.parametrize(
-    ("retries", "latest"), [(0, 2), (1, 2), (2, 4), (3, 8), (9, 512), (10, 600), (31, 600), (10**6, 600)]
+    ("retries", "latest"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 512), (9, 600), (31, 600), (10**6, 600)]
 )
 def test_backoff_is_whole_seconds_within_its_bounds(retries: int, latest: int):
     pauses = [backoff(retries, 600) for _ in range(500)]
@@ -15,13 +15,14 @@ def test_backoff_is_whole_seconds_within_its_bounds(retries: int, latest: int):
     assert max(pauses) <= latest
 
 
-@pytest.mark.parametrize("retries", [0, 2, 3])
+@pytest.mark.parametrize("retries", [0, 1, 2])
 def test_backoff_has_full_jitter(retries: int):
-    assert {backoff(retries, 600) for _ in range(1000)} == set(range(1, max(2, 2**retries) + 1))
+    assert {backoff(retries, 600) for _ in range(1000)} == set(range(1, 2 ** (retries + 1) + 1))
 
 
 def test_backoff_is_capped():
     assert max(backoff(20, 5) for _ in range(500)) == 5
+    assert {backoff(3, 1) for _ in range(100)} == {1}
 
 
 def test_heavy_work_is_tried_again_three_times_and_light_work_until_it_is_done():
