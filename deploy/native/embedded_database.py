@@ -28,7 +28,7 @@ try:
     from secantus.storage import _NAT_SEQ_TABLE, Storage, _doc_table_for, _id_key, _unframe_doc_value, wt
 
     find_in_library, start_server, stop_server = Storage.find_matching, SecantusDBServer.start, SecantusDBServer.stop
-    open_in_library = wt.wiredtiger_open
+    open_in_library, try_index_in_library = wt.wiredtiger_open, Storage._try_index_id_keys
     usable = version("SecantusDB") == WRITTEN_FOR and all(hasattr(Storage, name) for name in INSIDES)
     problem = "" if usable else f"version {version('SecantusDB')} is installed"
 except (ImportError, AttributeError) as error:
@@ -150,6 +150,16 @@ def find_matching(self: Any, db: str, coll: str, filter: Document | None = None,
     return page
 
 
+def try_index(self: Any, db: str, coll: str, filter: Document, **options: Any) -> list[int] | None:  # noqa: A002
+    """Look fields up although `$or` or `$and` stands beside them (find_one_and_update always adds one).
+
+    Who asks compares each document with the whole filter afterwards.
+    """
+    fields = {name: value for name, value in filter.items() if not name.startswith("$")}
+    found: list[int] | None = try_index_in_library(self, db, coll, fields or filter, **options)
+    return found
+
+
 def open_engine(home: str, config: str) -> Any:
     """Give each commit to the kernel: the library lets it lie in memory for a while, and SIGKILL would lose it."""
     lazy, written = "transaction_sync=(enabled=false,method=fsync)", "transaction_sync=(enabled=true,method=none)"
@@ -177,6 +187,7 @@ def stop(self: Any) -> None:
 def main() -> int:
     """Run the daemon, at warning level unless the arguments say otherwise."""
     Storage.find_matching, wt.wiredtiger_open = find_matching, open_engine
+    Storage._try_index_id_keys = try_index
     SecantusDBServer.start, SecantusDBServer.stop = start, stop
     return int(cli.main(["--log-level", "WARNING", *sys.argv[1:]]))
 

@@ -245,6 +245,29 @@ def test_a_page_decodes_little(
     assert len([d for d in decoded if "tenth" in d]) <= most
 
 
+def test_an_index_is_used_although_an_or_stands_beside_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = import_module("deploy.native.embedded_database")
+    monkeypatch.setattr(launcher.Storage, "_try_index_id_keys", launcher.try_index)
+    with launcher.Storage(str(tmp_path), durable=False) as storage:
+        storage.insert("db", "coll", [{"_id": i} for i in range(1000)])
+        assert len(storage._candidates_iter("db", "coll", {"_id": 7, "$or": [{"a": 1}]})) == 1  # noqa: SLF001
+        assert len(storage._candidates_iter("db", "coll", {"$or": [{"_id": 7}]})) == 1000  # noqa: SLF001
+
+
+def test_conditions_beside_an_or_all_count(client: pymongo.MongoClient[Document]) -> None:
+    rows = client.pages.versions
+    rows.insert_many([{"_id": i, "half": i % 2, "version": i} for i in range(100)])
+    rows.create_index("half")
+    older = {"$or": [{"version": {"$lt": 10}}, {"version": 50}]}
+    assert sorted(d["_id"] for d in rows.find({"half": 0, **older})) == [0, 2, 4, 6, 8, 50]
+    assert rows.update_one({"_id": 20, **older}, {"$set": {"seen": True}}).matched_count == 0
+    assert rows.find_one_and_update({"_id": 21, **older}, {"$set": {"seen": True}}) is None
+    assert rows.find_one_and_update({"half": 1, **older}, {"$inc": {"version": 100}}, sort=[("_id", -1)])["_id"] == 9
+    assert rows.delete_many({"half": 1, "$and": [{"version": {"$gt": 90}}]}).deleted_count == 6
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_what_was_confirmed_survives_the_end(tmp_path: Path, name: str) -> None:
     confirmed = 0
