@@ -24,7 +24,7 @@ logs: ## follow the logs; of some with s=api (worker, nginx, redis, …)
 	$(INSTALLED) $(STACK) logs $(if $(s),'$(s)')
 
 scale: ## run more or fewer: make scale api=4 worker=3 (until make down)
-	$(INSTALLED) $(STACK) scale $(if $(api),api=$(api)) $(if $(worker),worker=$(worker))
+	$(INSTALLED) $(STACK) scale $(filter-out VENV=% PYTHON=% YES=%,$(MAKEOVERRIDES))
 
 down: ## stop everything, keep the data
 	$(INSTALLED) $(STACK) down

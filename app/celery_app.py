@@ -1,10 +1,17 @@
 """The Celery app: configuration only. Task modules are included by name, the API never imports them."""
 
+from pathlib import Path
+
 from celery import Celery
 
 from app.contracts import Queue
 from app.engine.queues import TASKS, task_queues
 from app.settings import Settings, get_settings
+
+
+def task_modules() -> list[str]:
+    """The names of the modules in app/tasks; nothing is imported."""
+    return sorted(f"app.tasks.{path.stem}" for path in Path(__file__).with_name("tasks").glob("[!_]*.py"))
 
 
 def create_celery(settings: Settings) -> Celery:
@@ -15,7 +22,7 @@ def create_celery(settings: Settings) -> Celery:
         task_cls="app.engine.task:Task",
         broker=settings.rabbitmq_url.get_secret_value(),
         backend=f"app.engine.backend.RecordBackend+{redis_url}",
-        include=list(settings.task_modules),
+        include=[*task_modules(), *settings.task_modules],
         set_as_current=False,
     )
     app.conf.update(

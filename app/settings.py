@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
     identity_secret: SecretStr = SecretStr(DEVELOPMENT_SECRET)
-    task_modules: Annotated[tuple[str, ...], NoDecode] = ("app.tasks.heavy", "app.tasks.light")
+    task_modules: Annotated[tuple[str, ...], NoDecode] = ()
 
     # MongoDB
     mongodb_url: SecretStr = SecretStr("mongodb://127.0.0.1:27090/?directConnection=true")

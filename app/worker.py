@@ -11,6 +11,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
 from app.celery_app import celery
+from app.contracts import TASKS
 from app.engine.queues import declare
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
@@ -51,6 +52,14 @@ app.steps["consumer"].add(Alive)
 def set_up_logging(**_: Any) -> None:
     """Our logging in place of Celery's; its two lines a task say less than ours."""
     configure_logging(settings, quiet=("celery.app.trace", "celery.worker.strategy"))
+
+
+@signals.worker_init.connect
+def refuse_missing_tasks(**_: Any) -> None:
+    """Do not start without a task that the API accepts: its messages would only fail here."""
+    missing = sorted(set(TASKS) - set(app.tasks))
+    if missing:
+        raise SystemExit(f"app/contracts.py names tasks that no module in app/tasks registers: {', '.join(missing)}")
 
 
 @signals.worker_init.connect

@@ -8,7 +8,7 @@ import structlog
 from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
-from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+from celery.exceptions import NotRegistered, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
 from app.engine.publisher import RECORD
 from app.engine.state import Message, Status, TaskStore, encode_result, error_document
@@ -20,6 +20,7 @@ FINAL_STATUS = {
     states.FAILURE: Status.FAILURE,
     states.REVOKED: Status.CANCELLED,
 }
+UNKNOWN_TASK = "No worker knows this task; its module is not there, or the workers are older than the API."
 
 
 class TaskError(Exception):
@@ -46,7 +47,8 @@ class ResultTooLargeError(PermanentError):
 
 def has_record(request: Context | None) -> bool:
     """Whether a message came from our publisher; those of Celery's own canvas have no record."""
-    return request is not None and RECORD in (request.headers or {})
+    # What Celery hands over for a task that it does not know has no headers at all.
+    return RECORD in (getattr(request, "headers", None) or {})
 
 
 def message_of(request: Context, task_name: str) -> Message:
@@ -100,6 +102,10 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
         **kwargs: Any,
     ) -> Any:
         """Store a state as Celery asks; returns the result in the form it was stored in."""
+        if isinstance(result, NotRegistered):
+            # Celery hands over no request to speak of, but the record is there.
+            self._ensure_retryable(self.store.fail, task_id, error_document("unknown_task", UNKNOWN_TASK))
+            return self.encode_result(result, state)
         if request is None or not has_record(request):
             return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         encoded = self.encode_result(result, state)

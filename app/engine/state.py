@@ -243,6 +243,7 @@ class TaskStore:
     """Records as a worker uses them. Every method raises `redis.exceptions.RedisError` when Redis cannot serve."""
 
     def __init__(self, redis: Redis, *, celery_result_ttl: int) -> None:
+        self._redis = redis
         self._celery_result_ttl = celery_result_ttl
         self._scripts = {name: redis.register_script(text) for name, text in SCRIPTS.items()}
 
@@ -286,6 +287,26 @@ class TaskStore:
         arguments = [message.task_id, *_run(message), status, field, value, celery_result, self._celery_result_ttl]
         answer: str = self._run(message, "finish", keys, arguments)
         return answer
+
+    def fail(self, task_id: str, error: Mapping[str, str]) -> None:
+        """End a waiting task of which no more than the id is at hand; without effect where it does not wait."""
+        record: Any = self._redis.hgetall(record_key(task_id))
+        if not record:
+            return
+        message = Message(
+            task_id=task_id,
+            name=record["name"],
+            queue=record["queue"],
+            payload=orjson.loads(record["payload"]),
+            digest=record["digest"],
+            request_id=record["request_id"],
+            epoch=int(record["epoch"]),
+            retries=int(record["retries"]),
+            publish=new_publish(),
+            created_at=int(record["created_at"]),
+        )
+        if self.start(message, worker="").outcome == "run":
+            self.finish(message, Status.FAILURE, encode_result(error), "{}")
 
     def _run(self, message: Message, name: str, keys: list[str], arguments: list[Any]) -> Any:
         answer = self._scripts[name](keys=keys, args=arguments)

@@ -79,6 +79,9 @@ def logs(settings: Settings, what: str | None, output: Output, *, lines: int = 1
         raise StackError(
             f"no log of {what}: there are {there}" if there else "there are no logs yet: `make run` starts the stack"
         )
+    if follow and not Supervisor(layout).running():
+        output.say("The stack does not run; these are the last lines of when it did.")
+        follow = False
     width = max(map(len, chosen))
     with ExitStack() as stack:
         tails = [stack.enter_context(closing(Tail(name, path, lines))) for name, path in chosen.items()]

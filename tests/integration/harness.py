@@ -49,7 +49,7 @@ class Stack:
             **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
             **{name: str(port) for name, port in ports.items()},
             "STACK_DIR": str(directory),
-            "TASK_MODULES": "app.tasks.heavy,app.tasks.light,tests.integration.tasks",
+            "TASK_MODULES": "tests.integration.tasks",
             "PUBLISH_TIMEOUT": "2",
             "LIGHT_SOFT_TIME_LIMIT": "3",
             "LIGHT_TIME_LIMIT": "5",

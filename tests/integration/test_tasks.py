@@ -210,6 +210,13 @@ async def test_some_failures_are_not_retried(
         assert error["message"] in (None, document["error"]["message"])
 
 
+async def test_a_task_that_no_worker_knows_fails(api: httpx.Client, context: Context, stack: Stack) -> None:
+    worker = stack.pid("light-1")
+    document = finished(api, await start(context, "test.unknown", "light", {}))
+    assert (document["status"], document["error"]["type"]) == ("FAILURE", "unknown_task")
+    assert stack.pid("light-1") == worker
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 async def test_a_task_that_runs_too_long_is_ended(api: httpx.Client, context: Context, stubborn: bool) -> None:
     document = finished(api, await start(context, "test.endless", "light", {"stubborn": stubborn}))

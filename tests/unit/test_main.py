@@ -81,7 +81,8 @@ async def test_an_application_without_its_servers_lives(app: FastAPI, client_of:
 
 
 def test_the_document_lists_the_api(operations: dict[str, Any]):
-    assert set(operations) == {
+    # Routes of one's own come on top.
+    assert set(operations) >= {
         "GET /health",
         "GET /health/live",
         "GET /health/ready",
@@ -122,7 +123,7 @@ def test_creates_take_an_idempotency_key(operations: dict[str, Any]):
         name
         for name, operation in operations.items()
         if any(parameter["name"] == "idempotency-key" for parameter in operation.get("parameters", []))
-    } == {"POST /api/items", "POST /api/async/process", "POST /api/async/count-words"}
+    } >= {"POST /api/items", *(name for name in operations if name.startswith("POST /api/async/"))}
 
 
 async def test_the_pages_load_nothing_from_elsewhere(app: FastAPI, client_of: Callable[[Any], httpx.AsyncClient]):

@@ -1,12 +1,13 @@
 import hashlib
 import hmac
+import importlib
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 import app.engine.task as task_module
-from app.celery_app import celery
+from app.celery_app import celery, task_modules
 from app.contracts import TASKS, TaskName
 from app.tasks.heavy import derive, process_data
 from app.tasks.light import count_words
@@ -88,3 +89,17 @@ def test_a_payload_that_does_not_fit_its_schema_is_refused(payload: dict[str, An
 
 def test_every_contract_has_its_task():
     assert {name for name in celery.tasks if not name.startswith("celery.")} == set(TASKS) == set(TaskName)
+
+
+def test_modules_of_tasks_are_found_by_themselves():
+    assert {"app.tasks.heavy", "app.tasks.light"} <= set(task_modules())
+    assert "app.tasks.__init__" not in task_modules()
+
+
+def test_a_worker_does_not_start_without_a_task_of_the_contracts(monkeypatch: pytest.MonkeyPatch):
+    worker = importlib.import_module("app.worker")
+    worker.app.loader.import_default_modules()
+    worker.refuse_missing_tasks()
+    monkeypatch.setitem(TASKS, "light.forgotten", TASKS[TaskName.COUNT_WORDS])
+    with pytest.raises(SystemExit, match="light.forgotten"):
+        worker.refuse_missing_tasks()
