@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 
 import structlog
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, OutOfMemoryError, RedisError
 
 from app.context import Context, open_context
 from app.settings import get_settings
@@ -25,7 +25,14 @@ log = structlog.get_logger("app.beat")
 async def lead(context: Context) -> None:
     """Wait for the lease, run the loops while it is held; returns when it is lost."""
     lock = context.redis.lock(LEASE_KEY, timeout=LEASE, sleep=RENEW / 2)
-    await lock.acquire()
+    try:
+        await lock.acquire()
+    except OutOfMemoryError:
+        # A full Redis takes no lease, and only archiving makes room.
+        log.warning("Redis is full: leading without the lease")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(context.archive().run(), LEASE)
+        return
     log.info("leading")
     loops = asyncio.create_task(context.archive().run())
     try:

@@ -29,7 +29,6 @@ def create_celery(settings: Settings) -> Celery:
         # Read by the Task base class.
         progress_interval=settings.progress_interval,
         result_max_bytes=settings.result_max_bytes,
-        redis_patience=settings.redis_patience,
         # Queues: ours alone, declared by engine/queues.py.
         task_queues=task_queues(max_length=settings.queue_max_length, delivery_limit=settings.queue_delivery_limit),
         task_default_queue=Queue.LIGHT,
@@ -59,7 +58,7 @@ def create_celery(settings: Settings) -> Celery:
         result_expires=settings.celery_result_ttl,
         result_extended=False,
         result_backend_always_retry=True,
-        result_backend_max_retries=10 + int(settings.redis_patience / 10),  # the pauses grow to 10 s
+        result_backend_max_retries=10,  # of what Celery writes by itself; ours waits REDIS_PATIENCE
         result_chord_join_timeout=30,
         redis_socket_timeout=10,
         redis_socket_connect_timeout=settings.redis_timeout,

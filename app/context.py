@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from app.database import ItemRepository, TaskResultRepository, create_client, ensure_indexes
@@ -44,7 +45,7 @@ class Context:
 
     def archive(self) -> Archive:
         """The archive loop over this context's clients."""
-        return Archive(self.store, self.results, reader=self.name, batch=self.settings.archive_batch)
+        return Archive(self.store, self.results, reader=socket.gethostname(), batch=self.settings.archive_batch)
 
     async def services(self) -> dict[str, bool]:
         """Which of the three servers answer within HEALTH_TIMEOUT."""
@@ -107,7 +108,8 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
 
 
 def _redis(settings: Settings, name: str) -> Redis:
-    # Scripts are not repeated by the client: whether one took effect is for the caller to find out.
+    # A pool's connections all die with the server; a call that meets a dead one is repeated on a new one. That is safe
+    # since each script answers a repeat of the same call like the first. A time-out is not repeated.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         client_name=name,
@@ -118,7 +120,7 @@ def _redis(settings: Settings, name: str) -> Redis:
         socket_timeout=settings.redis_timeout,
         socket_connect_timeout=settings.redis_timeout,
         health_check_interval=25,
-        retry=Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
     return Redis(connection_pool=pool)
 

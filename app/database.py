@@ -16,7 +16,10 @@ from app.settings import Settings
 
 Document = dict[str, Any]
 
-DUPLICATE_KEY = 11000  # MongoDB's error code
+# MongoDB's error codes: there already; bad value, cannot parse, wrong type, bad field names, invalid, key or document
+# too large.
+DUPLICATE_KEY = 11000
+SETTLED = frozenset({DUPLICATE_KEY, 2, 9, 14, 52, 57, 121, 10334, 17280})
 
 INDEXES = {
     "items": [
@@ -175,7 +178,11 @@ async def _failed(write: Awaitable[Any]) -> dict[int, Document]:
     try:
         await write
     except BulkWriteError as error:
-        return {row["index"]: row for row in error.details["writeErrors"]}
+        rows = {row["index"]: row for row in error.details["writeErrors"]}
+        # What is neither there already nor impossible may pass: the batch is written again.
+        if error.details["writeConcernErrors"] or any(row["code"] not in SETTLED for row in rows.values()):
+            raise
+        return rows
     return {}
 
 

@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version="0.1.0",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
     for module in (health, items, processing, tasks):

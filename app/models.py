@@ -96,7 +96,7 @@ class ProcessRequest(Body):
     """A heavy task: `iterations` digests are derived from `data`."""
 
     data: Text = Field(description="Up to 64 KiB of text.", examples=["hello"])
-    iterations: int = Field(default=100, ge=1, le=100_000)
+    iterations: int = Field(default=100, ge=1, le=100_000, strict=True)
     priority: Priority = Priority.NORMAL
 
 

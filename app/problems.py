@@ -104,7 +104,7 @@ class KeyReused(Problem):
 
 
 class Unavailable(Problem):
-    """A server that this needs is away; nothing was done."""
+    """A server that this needs does not answer."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "unavailable"

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     # Redis
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
     redis_pool_max: Count = 100
-    redis_timeout: Seconds = 5
+    redis_timeout: Annotated[float, Field(ge=1)] = 5
     redis_patience: Seconds = 300
 
     # RabbitMQ and the queues
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     nginx_submit_burst: Count = 200
     nginx_connections: Count = 500
     nginx_body_max: str = "1m"
-    nginx_real_ip_from: str = "127.0.0.1"
+    nginx_real_ip_from: str = "192.0.2.1"  # of a range for examples: nobody
 
     # The native stack (`make run`)
     stack_dir: Path = Path(".stack")

@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from app.celery_app import celery
 from app.contracts import TASKS
+from app.engine.backend import RecordBackend
 from app.engine.queues import declare
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
@@ -52,6 +53,12 @@ app.steps["consumer"].add(Alive)
 def set_up_logging(**_: Any) -> None:
     """Our logging in place of Celery's; its two lines a task say less than ours."""
     configure_logging(settings, quiet=("celery.app.trace", "celery.worker.strategy"))
+
+
+@signals.worker_process_init.connect
+def be_patient(**_: Any) -> None:
+    """Let the processes that run tasks wait for Redis."""
+    RecordBackend.patience = settings.redis_patience
 
 
 @signals.worker_init.connect

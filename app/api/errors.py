@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from app import problems
 
+AWAY = "does not answer. A change may have been made all the same: look, or repeat it with the same Idempotency-Key."
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 ERRORS_MAX = 20  # of a validation that are told
 
@@ -49,12 +50,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PyMongoError)
     async def mongodb_away(request: Request, error: PyMongoError) -> Response:
         log.warning("MongoDB failed", error=f"{type(error).__name__}: {error}")
-        return respond(request, problems.Unavailable("MongoDB does not answer; try again."))
+        return respond(request, problems.Unavailable(f"MongoDB {AWAY}"))
 
     @app.exception_handler(RedisError)
     async def redis_away(request: Request, error: RedisError) -> Response:
         log.warning("Redis failed", error=f"{type(error).__name__}: {error}")
-        return respond(request, problems.Unavailable("Redis does not answer; try again."))
+        return respond(request, problems.Unavailable(f"Redis {AWAY}"))
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, _error: Exception) -> Response:

@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 GROUP = "archive"
 CLAIM_AFTER = 30_000  # ms after which an entry that another reader took and left is taken over
-BLOCK = 1_000  # ms to wait for new entries
+BLOCK = 500  # ms to wait for new entries; below REDIS_TIMEOUT
 REFUSED_MAX = 10_000
 PAUSE = 2  # seconds after a failed round
 
@@ -41,7 +41,7 @@ class Archive:
                 await asyncio.sleep(PAUSE)
 
     async def round(self) -> int:
-        """Archive what is there, at most two batches; answers how many. Waits a second where there is nothing.
+        """Archive what is there, at most two batches; answers how many. Waits a moment where there is nothing.
 
         Raises `RedisError` or `PyMongoError`; what was read is then read again, by `XAUTOCLAIM`.
         """
@@ -67,19 +67,23 @@ class Archive:
 
     async def _write(self, entries: list[Entry]) -> None:
         ids = [fields["id"] for _, fields in entries]
-        records = await self._store.records(ids)
-        found = [(entry, task_id, record) for (entry, _), task_id, record in zip(entries, ids, records, strict=True)]
-        # A record that is gone was archived by an earlier entry; one that was reopened will have a later entry.
-        present = [row for row in found if row[2].get("status") in FINAL]
-        refused = await self._results.store(
-            [
-                (document(task_id, record), int(record["epoch"]), int(record["version"]))
-                for _, task_id, record in present
-            ]
-        )
-        for position, reason in refused.items():
-            log.error("MongoDB refused a task's result", task_id=present[position][1], reason=reason)
-            await self._redis.xadd(REFUSED, {"id": present[position][1], "reason": reason}, maxlen=REFUSED_MAX)
-        await self._store.archived(
-            GROUP, [(entry, task_id, record.get("version", "")) for entry, task_id, record in found]
-        )
+        documents: list[tuple[dict[str, Any], int, int]] = []
+        settled: list[tuple[str, str, str]] = []  # with the version that MongoDB has, if it has one
+        refused: dict[str, str] = {}
+        for (entry, _), task_id, record in zip(entries, ids, await self._store.records(ids), strict=True):
+            version = ""
+            # A record that is gone was archived by an earlier entry; one that was reopened will have a later entry.
+            if record.get("status") in FINAL:
+                try:
+                    documents.append((document(task_id, record), int(record["epoch"]), int(record["version"])))
+                    version = record["version"]
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    refused[task_id] = f"{type(error).__name__}: {error}"
+            settled.append((entry, task_id, version))
+        for position, reason in (await self._results.store(documents)).items():
+            refused[documents[position][0]["task_id"]] = reason
+        # What MongoDB does not have may not expire.
+        await self._store.archived(GROUP, [(e, i, "" if i in refused else version) for e, i, version in settled])
+        for task_id, reason in refused.items():
+            log.error("a task's result cannot be archived, its record is kept", task_id=task_id, reason=reason)
+            await self._redis.xadd(REFUSED, {"id": task_id, "reason": reason}, maxlen=REFUSED_MAX)

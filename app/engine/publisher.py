@@ -14,6 +14,8 @@ import orjson
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+from amqp.exceptions import AMQPError
+from kombu.exceptions import KombuError
 
 from app.engine.queues import TASKS
 from app.engine.state import Message
@@ -120,8 +122,6 @@ class Publisher:
             exchange = await asyncio.wait_for(self._open_exchange(), self._timeout)
         except TimeoutError as error:
             raise Refused("no connection to the broker in time") from error
-        except (*CONNECTION_EXCEPTIONS, OSError) as error:
-            raise Refused(f"no connection to the broker: {type(error).__name__}") from error
         try:
             await exchange.publish(envelope(message), routing_key=message.queue, mandatory=True, timeout=self._timeout)
         except DeliveryError as error:
@@ -156,13 +156,15 @@ class Publisher:
 
     async def _connect(self) -> AbstractExchange:
         await self._drop()
-        await asyncio.to_thread(self._declare)
-        connection = await aio_pika.connect(
-            self._url, timeout=self._timeout, client_properties={"connection_name": self._name}
-        )
-        self._connection = connection
-        self._channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        self._exchange = await self._channel.get_exchange(TASKS.name, ensure=False)
+        try:
+            await asyncio.to_thread(self._declare)
+            self._connection = await aio_pika.connect(
+                self._url, timeout=self._timeout, client_properties={"connection_name": self._name}
+            )
+            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._exchange = await self._channel.get_exchange(TASKS.name, ensure=False)
+        except (*CONNECTION_EXCEPTIONS, KombuError, AMQPError, OSError) as error:
+            raise Refused(f"no connection to the broker: {type(error).__name__}: {error}") from error
         log.info("connected to the broker")
         return self._exchange
 
@@ -187,4 +189,4 @@ def _cancelled_from_outside() -> bool:
 
 def _log_failure(task: asyncio.Task[AbstractExchange]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("cannot connect to the broker", error=f"{type(error).__name__}: {error}")
+        log.warning("cannot connect to the broker", error=str(error))

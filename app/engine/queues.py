@@ -57,6 +57,7 @@ def declare(settings: Settings) -> None:
     options = {"read_timeout": timeout, "write_timeout": timeout}
     url = settings.rabbitmq_url.get_secret_value()
     with Connection(url, connect_timeout=timeout, transport_options=options) as connection:
+        connection.connect()  # fails at once, where to use a channel would try again and again
         TASKS.bind(connection.default_channel).declare()
         DEAD.bind(connection.default_channel).declare()
         _declare_queue(connection, dead_queue(max_length=settings.dead_letter_max_length))

@@ -11,7 +11,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from app import problems
 from app.contracts import TASKS, Queue, TaskName
 from app.database import TaskResultRepository
-from app.engine.publisher import Publisher, Refused, Unconfirmed
+from app.engine.publisher import Publisher, Refused
 from app.engine.state import AsyncTaskStore, Message, Status, document, error_document, new_publish
 
 log = structlog.get_logger(__name__)
@@ -135,7 +135,7 @@ class TaskService:
     async def _settle(self, message: Message) -> None:
         try:
             await self._publisher.publish(message)
-        except (Refused, Unconfirmed) as error:
+        except Exception as error:  # noqa: BLE001  whatever it was, the record must not stay behind
             await self._withdraw(message, error)
         else:
             await self._confirm(message)
@@ -147,14 +147,14 @@ class TaskService:
             # The task is on the broker's disk. Its lease runs out, and a second publish would do no harm.
             log.warning("lease not cleared", task_id=message.task_id, error=type(error).__name__)
 
-    async def _withdraw(self, message: Message, error: Refused | Unconfirmed) -> None:
-        log.warning("task not published", task_id=message.task_id, reason=str(error))
+    async def _withdraw(self, message: Message, error: Exception) -> None:
+        log.warning("task not published", task_id=message.task_id, reason=f"{type(error).__name__}: {error}")
         status = await self._store.withdraw(
             message,
             certain=isinstance(error, Refused),
             error=error_document("not_published", "The broker did not confirm this task; it was not run."),
         )
-        if status in (None, Status.FAILURE):
+        if status is None:
             raise problems.NotPublished from error
         if status is Status.PENDING:
             # Another request has taken over; it answers for the task.

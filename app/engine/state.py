@@ -8,7 +8,7 @@ awaiting (API, beat), one blocking (Celery's prefork children).
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.resources import files
@@ -49,7 +49,7 @@ def record_key(task_id: str) -> str:
 
 
 def waiting_key(queue: str) -> str:
-    """The key of the set of ids that wait in `queue`: its size is the queue's depth without asking the broker."""
+    """The key of the ids that wait in `queue`: how many is the queue's depth, without asking the broker."""
     return f"queue:{queue}:waiting"
 
 
@@ -75,7 +75,8 @@ SCRIPTS = {
 class Message:
     """A task as it travels: what the record is made of, and what every message repeats so that it can be made again.
 
-    `publish` names one publish; `created_at` is in milliseconds since the epoch, 0 before the record is written.
+    `publish` names one publish; `created_at` is in milliseconds since the epoch, 0 before the record is written; `run`
+    counts the starts of the record up to this one, 0 before it has started.
     """
 
     task_id: str
@@ -88,6 +89,7 @@ class Message:
     retries: int = 0
     publish: str = ""
     created_at: int = 0
+    run: int = 0
 
     def fields(self) -> list[str | bytes]:
         """The record's unchanging fields and values, in a row."""
@@ -112,6 +114,7 @@ class Started(NamedTuple):
     error: Mapping[str, Any] | None = None
     retries: int = 0
     due_in: float = 0  # seconds
+    run: int = 0
 
 
 def error_document(kind: str, message: str) -> dict[str, str]:
@@ -196,12 +199,13 @@ class AsyncTaskStore:
 
     async def confirm(self, message: Message) -> None:
         """End the lease of a message that the broker confirmed."""
-        await self._scripts["confirm"](keys=[record_key(message.task_id)], args=[message.publish])
+        keys = [record_key(message.task_id), waiting_key(message.queue)]
+        await self._scripts["confirm"](keys=keys, args=[message.task_id, message.publish])
 
     async def withdraw(self, message: Message, *, certain: bool, error: Mapping[str, str]) -> Status | None:
         """Take back a record whose message was not confirmed; `certain` if the broker refused it.
 
-        Returns the status the record has now: FAILURE, or what a worker made of it meanwhile; None if it is gone.
+        Returns None if that was done, else the status that the record has by another hand.
         """
         status = await self._scripts["withdraw"](
             keys=[record_key(message.task_id), waiting_key(message.queue), FINISHED],
@@ -249,9 +253,13 @@ class TaskStore:
 
     def start(self, message: Message, worker: str) -> Started:
         """Decide whether a message's task runs; makes its record again if Redis has lost it."""
-        keys = [record_key(message.task_id), waiting_key(message.queue)]
-        answer = self._run(message, "start", keys, [message.task_id, *_run(message), worker])
+        keys = [record_key(message.task_id), waiting_key(message.queue), FINISHED]
+        cancelled = orjson.dumps(error_document("cancelled", "Cancelled while it ran."))
+        arguments = [message.task_id, message.epoch, message.retries, message.publish, worker, cancelled]
+        answer = self._run(message, "start", keys, arguments)
         match answer:
+            case ["run", run]:
+                return Started("run", run=int(run))
             case ["stored", result]:
                 return Started("stored", result=json.loads(result))
             case ["dead", _, error]:
@@ -305,8 +313,9 @@ class TaskStore:
             publish=new_publish(),
             created_at=int(record["created_at"]),
         )
-        if self.start(message, worker="").outcome == "run":
-            self.finish(message, Status.FAILURE, encode_result(error), "{}")
+        started = self.start(message, worker="")
+        if started.outcome == "run":
+            self.finish(replace(message, run=started.run), Status.FAILURE, encode_result(error), "{}")
 
     def _run(self, message: Message, name: str, keys: list[str], arguments: list[Any]) -> Any:
         answer = self._scripts[name](keys=keys, args=arguments)
@@ -319,9 +328,9 @@ class TaskStore:
         fields: list[Any] = [*message.fields(), "epoch", message.epoch, "retries", message.retries]
         fields += ["digest", message.digest, "created_at", message.created_at or int(time.time() * 1000)]
         if running:
-            fields += ["status", Status.STARTED, "publish", message.publish, "attempts", message.retries + 1]
+            fields += ["status", Status.STARTED, "publish", message.publish, "attempts", message.run]
         self._scripts["recreate"](keys=[record_key(message.task_id)], args=fields)
 
 
 def _run(message: Message) -> list[int | str]:
-    return [message.epoch, message.retries, message.publish]
+    return [message.epoch, message.retries, message.publish, message.run]

@@ -1,28 +1,30 @@
-"""The base of all tasks: it owns state, retries, progress, cancellation and the log line; a task's body only works."""
+"""The base of all tasks: it owns state, retries, progress, cancellation and the log line; a task's body only works.
+
+A failure for good is raised through Celery: its tracer has RecordBackend write FAILURE, and `task_acks_on_failure`
+then rejects the message, which RabbitMQ dead-letters.
+"""
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import celery
 import structlog
+from amqp.exceptions import AMQPError
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 from pydantic import ValidationError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
-from app.engine.backend import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of, has_record, message_of
+from app.engine.backend import has_record, message_of, patiently
+from app.engine.errors import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
 from app.engine.publisher import RECORD, record_header
 from app.engine.state import Message, Started, encode_result, new_publish
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
+CONFIRM_TIMEOUT = 10  # seconds that the broker may take to confirm a retry
 
 
 class Cancelled(BaseException):
@@ -31,6 +33,11 @@ class Cancelled(BaseException):
 
 class Superseded(BaseException):
     """Raised by `progress` when another run of the same task has taken over."""
+
+
+def _whole(number: float) -> int:
+    # What a record, and MongoDB, can hold.
+    return max(0, min(int(number), 2**53))
 
 
 def backoff(retries: int, cap: int) -> int:
@@ -55,12 +62,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
     # Taken from the configuration when the task is bound to its app.
     progress_interval: float = None  # type: ignore[assignment]  # None tells Celery to look there
     result_max_bytes: int = None  # type: ignore[assignment]
-    redis_patience: float = None  # type: ignore[assignment]
     from_config = (
         *celery.Task.from_config,
         ("progress_interval", "progress_interval"),
         ("result_max_bytes", "result_max_bytes"),
-        ("redis_patience", "redis_patience"),
     )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +79,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         finally:
             structlog.contextvars.clear_contextvars()
 
-    def progress(self, current: int, total: int) -> None:
+    def progress(self, current: float, total: float) -> None:
         """Tell how far the work has come, as often as you like: at most ten calls a second reach Redis.
 
         This is also where a task learns that it is to stop, so call it at least every few seconds. Raises `Cancelled`
@@ -88,10 +93,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             return
         request.next_progress = now + self.progress_interval
         try:
-            answer = self.backend.store.progress(message_of(request, self.name), current, total)
-        except REDIS_AWAY:
+            answer = self.backend.store.progress(message_of(request, self.name), _whole(current), _whole(total))
+        except RedisError:
             # Progress is worth less than the work; the next call tries again.
-            log.warning("progress not written, Redis is away")
+            log.warning("progress not written, Redis cannot serve")
             return
         if answer == "cancel":
             raise Cancelled
@@ -99,10 +104,11 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             raise Superseded
 
     def _enter(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        started = self._patiently(lambda: self.backend.store.start(message, self.request.hostname))
+        started = patiently(lambda: self.backend.store.start(message, self.request.hostname), self.backend.patience)
         match started.outcome:
             case "run":
-                return self._run(message, args, kwargs)
+                self.request.started = replace(message, run=started.run)
+                return self._run(self.request.started, args, kwargs)
             case "stored":
                 return started.result
             case "dead":
@@ -118,9 +124,9 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
 
     def _run(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         began = time.monotonic()
-        outcome = "SUCCESS"
+        outcome = "FAILURE"
         try:
-            return self._checked(self.run(*args, **kwargs))
+            result = self._checked(self.run(*args, **kwargs))
         except Cancelled:
             outcome = "CANCELLED"
             self.backend.mark_as_revoked(message.task_id, "Cancelled while it ran.", request=self.request)
@@ -129,13 +135,17 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             outcome = "superseded"
             raise Ignore from None
         except self.permanent:
-            outcome = "FAILURE"
             raise
         except Exception as error:
-            outcome = self._retry_or_fail(message, error)
+            outcome = self._next(message, error)
             if outcome == "FAILURE":
                 raise
-            raise Retry(exc=error) from None
+            if outcome == "RETRY":
+                raise Retry(exc=error) from None
+            raise Ignore from None
+        else:
+            outcome = "SUCCESS"
+            return result
         finally:
             log.info(
                 "task ran", outcome=outcome, attempt=message.retries + 1, seconds=round(time.monotonic() - began, 3)
@@ -150,34 +160,38 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             raise ResultTooLargeError(f"The result has {size} bytes, {self.result_max_bytes} are allowed.")
         return result
 
-    def _retry_or_fail(self, message: Message, error: Exception) -> str:
+    def _next(self, message: Message, error: Exception) -> str:
+        """What follows a failed attempt: FAILURE, RETRY (published), or that another run or a cancel was first."""
         if self.max_retries is not None and message.retries >= self.max_retries:
             return "FAILURE"
         countdown = backoff(message.retries, self.backoff_cap)
-        written: str = self._patiently(lambda: self.backend.store.retry(message, countdown, error_of(error)))
-        if written != "RETRY":
-            raise Ignore
-        log.warning("attempt failed, will be retried", error=repr(error), retry_in=countdown)
-        self._publish_again(message, message.retries + 1, countdown)
-        return "RETRY"
+        written: str = patiently(
+            lambda: self.backend.store.retry(message, countdown, error_of(error)), self.backend.patience
+        )
+        if written == "RETRY":
+            log.warning("attempt failed, will be retried", error=repr(error), retry_in=countdown)
+            self._publish_again(message, message.retries + 1, countdown)
+        return written
 
     def _republish(self, message: Message, started: Started) -> None:
         self._publish_again(message, started.retries, max(1, round(started.due_in)))
 
     def _publish_again(self, message: Message, retries: int, countdown: int) -> None:
         # A publish id of its own: should this message leave twice, the second one finds a stranger running.
-        following = replace(message, retries=retries, publish=new_publish())
+        following = replace(message, retries=retries, publish=new_publish(), run=0)
         signature = self.signature_from_request(
             self.request,
             queue=message.queue,
             retries=retries,
             countdown=countdown,
             headers={RECORD: record_header(following)},
+            confirm_timeout=CONFIRM_TIMEOUT,
         )
         try:
             signature.apply_async()
-        except OperationalError as error:
-            # The record says RETRY already: the redelivered message finds it there and publishes again.
+        except (KombuError, AMQPError, OSError, SoftTimeLimitExceeded) as error:
+            # Whatever the broker said, the record says RETRY: the redelivered message finds it and publishes again.
+            log.warning("retry not published, the message goes back", error=f"{type(error).__name__}: {error}")
             raise Reject(error, requeue=True) from error
 
     def _end_dead(self, started: Started) -> None:
@@ -186,20 +200,6 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         self.backend.mark_as_failure(
             self.request.id, PermanentError(error.get("message", "")), request=self.request, store_result=False
         )
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Do `call`, waiting where we stand while Redis is away: to requeue would burn the delivery limit."""
-        deadline = time.monotonic() + self.redis_patience
-        pause = 0.1
-        while True:
-            try:
-                return call()
-            except REDIS_AWAY as error:
-                if time.monotonic() > deadline:
-                    raise Reject(error, requeue=True) from error
-                log.warning("waiting for Redis", error=type(error).__name__)
-            time.sleep(pause)
-            pause = min(2 * pause, 5)
 
 
 class HeavyTask(Task):

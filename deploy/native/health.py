@@ -10,7 +10,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 HOST = "127.0.0.1"
-TIMEOUT = 0.5
+TIMEOUT = 2.5  # above HEALTH_TIMEOUT: a replica that says which server hangs is well
 ALIVE_SECONDS = 30  # workers and beat touch their file every 5
 NOT_INITIATED, NOT_A_MEMBER = 94, 93  # mongod's error codes of a replica set
 

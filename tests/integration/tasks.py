@@ -7,7 +7,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from app.celery_app import celery
 from app.contracts import Payload
-from app.engine.backend import PermanentError
+from app.engine.errors import PermanentError
 from app.engine.task import HeavyTask, LightTask
 
 
@@ -22,6 +22,10 @@ class Failures(Payload):
 
 class Stubborn(Payload):
     stubborn: bool
+
+
+class Late(Payload):
+    seconds: float
 
 
 class Size(Payload):
@@ -44,6 +48,14 @@ def steps(self: HeavyTask, payload: Steps) -> dict[str, Any]:
 def flaky(self: LightTask, payload: Failures) -> dict[str, Any]:
     if self.request.retries < payload.failures:
         raise OSError(f"attempt {self.request.retries + 1} fails")
+    return {"retries": self.request.retries}
+
+
+@celery.task(name="test.late", base=HeavyTask, bind=True, pydantic=True, backoff_cap=1)
+def late(self: HeavyTask, payload: Late) -> dict[str, Any]:
+    time.sleep(payload.seconds)
+    if self.request.retries == 0:
+        raise OSError("the first attempt fails")
     return {"retries": self.request.retries}
 
 

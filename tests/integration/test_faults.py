@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from app.context import Context
+from deploy.native.supervision import Supervisor
 from tests.integration.harness import Stack, finished, problem, submit, wait_until
 
 pytestmark = pytest.mark.integration
@@ -133,12 +134,47 @@ def test_what_was_not_published_is_known_and_can_be_sent_again(stack: Stack, api
 def test_items_and_status_are_served_without_the_broker(stack: Stack, api: httpx.Client) -> None:
     task_id = submit(api)
     finished(api, task_id)
-    os.kill(stack.pid("rabbitmq"), signal.SIGKILL)
-    answer = wait_until(lambda: (refused := post(api)).status_code != 202 and refused)
-    problem(answer, 503, "not-published")
-    assert api.get("/api/items").status_code == 200
-    assert api.get(f"/api/async/status/{task_id}").status_code == 200
-    wait_until(lambda: post(api).status_code == 202, 60)
+    supervisor = Supervisor(stack.layout)
+    supervisor.stop(["rabbitmq"])
+    try:
+        # Longer than any time-out, so that every way of not reaching the broker is met.
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            problem(post(api), 503, "not-published")
+            assert api.get("/api/items").status_code == 200
+            assert api.get(f"/api/async/status/{task_id}").status_code == 200
+            assert api.get("/health").json()["services"]["rabbitmq"] == "disconnected"
+            time.sleep(0.2)
+    finally:
+        supervisor.start("rabbitmq")
+    answer = wait_until(lambda: (again := post(api)).status_code == 202 and again, 60)
+    finished(api, answer.json()["task_id"], 60)
+    with redis.Redis.from_url(stack.settings.redis_url.get_secret_value()) as records:
+        assert records.zcard("queue:heavy:waiting") == 0
+
+
+def test_a_killed_redis_is_used_again_at_once(stack: Stack, api: httpx.Client) -> None:
+    with ThreadPoolExecutor(30) as pool:
+        assert {answer.status_code for answer in pool.map(lambda _: post(api), range(60))} == {202}
+        redis_pid = stack.pid("redis")
+        os.kill(redis_pid, signal.SIGKILL)
+        wait_until(lambda: api.get("/health").json()["services"]["redis"] == "disconnected" or stack.pid("redis"))
+        wait_until(lambda: stack.pid("redis") not in (0, redis_pid))
+        wait_until(lambda: post(api).status_code == 202)
+        answers = list(pool.map(lambda _: post(api), range(60)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert Counter(finished(api, answer.json()["task_id"], 60)["status"] for answer in answers) == {"SUCCESS": 60}
+
+
+async def test_a_retry_survives_a_redis_that_hangs(stack: Stack, api: httpx.Client, context: Context) -> None:
+    accepted = await context.tasks.submit(
+        "test.late", {"seconds": 1.0}, task_id=str(uuid4()), digest="", request_id="late", queue="heavy"
+    )
+    wait_until(lambda: api.get(f"/api/async/status/{accepted.task_id}").json()["status"] == "STARTED")
+    with paused(stack, "redis"):
+        time.sleep(13)  # past the worker's time-out of 10 s: the call takes effect, and its answer is lost
+    document = finished(api, accepted.task_id, 60)
+    assert (document["status"], document["result"]) == ("SUCCESS", {"retries": 1})
 
 
 def test_items_are_served_without_redis_and_tasks_from_the_archive(stack: Stack, api: httpx.Client) -> None:

@@ -1,10 +1,12 @@
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.integration.harness import Stack, problem
+from tests.integration.harness import Stack, problem, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -58,6 +60,23 @@ def test_unknown_paths_and_methods_are_problems(api: httpx.Client) -> None:
     answer = api.put("/api/async/process")
     problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"
+
+
+def test_what_is_no_request_for_the_api_is_a_problem_too(api: httpx.Client, stack: Stack) -> None:
+    problem(api.request("FOO", "/api/items"), 405, "method-not-allowed")
+    host, port = stack.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /api/\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
+
+
+def test_nobody_chooses_the_address_that_is_counted(api: httpx.Client, stack: Stack) -> None:
+    mine = uuid4().hex
+    api.get("/health/live", headers={"X-Request-ID": mine, "X-Forwarded-For": "9.9.9.9"})
+    (line,) = wait_until(lambda: [line for line in stack.log("nginx").splitlines() if mine in line])
+    assert '"client":"127.0.0.1"' in line
 
 
 def test_metrics_are_nobodys_business(api: httpx.Client) -> None:

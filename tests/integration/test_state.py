@@ -48,6 +48,13 @@ def again(one: Message) -> Message:
     return replace(one, publish=uuid4().hex)
 
 
+def started(worker: TaskStore, one: Message) -> Message:
+    """The message as its run, which must be allowed, knows it."""
+    answer = worker.start(one, "w")
+    assert answer.outcome == "run"
+    return replace(one, run=answer.run)
+
+
 async def status(store: AsyncTaskStore, one: Message) -> str | None:
     return (await store.record(one.task_id)).get("status")
 
@@ -79,7 +86,8 @@ async def test_a_lease_that_ran_out_is_taken_over(store: AsyncTaskStore) -> None
     assert await store.withdraw(one, certain=True, error=ERROR) is Status.PENDING
     assert (await store.create(again(one), lease=10)).outcome == "leased"
     # Its message may be on the broker all the same: the record must stay, so that the message finds it void.
-    assert await store.withdraw(two, certain=True, error=ERROR) is Status.FAILURE
+    assert await store.withdraw(two, certain=True, error=ERROR) is None
+    assert await status(store, two) == Status.FAILURE
 
 
 async def test_what_the_broker_refused_leaves_nothing(store: AsyncTaskStore) -> None:
@@ -90,7 +98,7 @@ async def test_what_the_broker_refused_leaves_nothing(store: AsyncTaskStore) -> 
 
 async def test_what_nobody_confirmed_fails_and_can_be_sent_again(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
-    assert await store.withdraw(one, certain=False, error=ERROR) is Status.FAILURE
+    assert await store.withdraw(one, certain=False, error=ERROR) is None
     assert worker.start(one, "w").outcome == "dead"
     reopened = await store.create(again(one), lease=10)
     assert (reopened.outcome, reopened.epoch) == ("created", 2)
@@ -106,11 +114,15 @@ async def test_a_worker_that_was_faster_than_the_confirm_wins(store: AsyncTaskSt
 
 async def test_a_redelivery_takes_over_and_a_second_publish_does_not(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
-    assert worker.start(one, "w").outcome == "run"
+    first = started(worker, one)
     assert worker.start(again(one), "w").outcome == "duplicate"
-    assert worker.start(one, "w").outcome == "run"
+    second = started(worker, one)
     assert (await store.record(one.task_id))["attempts"] == "2"
-    assert worker.finish(one, Status.SUCCESS, b'"done"', "{}") == Status.SUCCESS
+    # The worker that was thought dead comes back.
+    assert worker.progress(first, 1, 2) == "lost"
+    assert worker.retry(first, 5, ERROR) == "lost"
+    assert worker.finish(first, Status.FAILURE, b"{}", "{}") == "lost"
+    assert worker.finish(second, Status.SUCCESS, b'"done"', "{}") == Status.SUCCESS
     repeated = worker.start(again(one), "w")
     assert (repeated.outcome, repeated.result) == ("stored", "done")
 
@@ -141,6 +153,50 @@ async def test_an_old_message_after_the_retry_was_written_publishes_it_again(
     assert 4 < redelivered.due_in <= 5
     worker.start(replace(again(one), retries=1), "w")
     assert worker.start(one, "w").outcome == "stale"
+
+
+async def test_a_call_that_is_repeated_is_answered_like_the_first(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = message()
+    first, second = [await store.create(one, lease=10) for _ in range(2)]
+    assert first == second
+    await store.confirm(one)
+    await store.confirm(one)
+    run = started(worker, one)
+    assert [worker.retry(run, 5, ERROR) for _ in range(2)] == ["RETRY", "RETRY"]
+    assert (await store.record(one.task_id))["retries"] == "1"
+    for certain in (True, False):
+        refused = await made(store)
+        assert [await store.withdraw(refused, certain=certain, error=ERROR) for _ in range(2)] == [None, None]
+
+
+async def test_a_parent_that_knows_no_run_ends_the_one_that_is_there(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    started(worker, one)
+    assert worker.finish(one, Status.FAILURE, b"{}", "{}") == Status.FAILURE
+
+
+async def test_what_was_never_published_holds_no_place_past_its_lease(store: AsyncTaskStore) -> None:
+    for _ in range(3):
+        await store.create(message(), lease=0)
+    confirmed = [await made(store) for _ in range(3)]
+    for one in confirmed:
+        await store.confirm(one)
+    assert (await store.create(message(), lease=10)).outcome == "full"
+
+
+async def test_a_cancelled_run_whose_worker_died_does_not_start_again(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    started(worker, one)
+    await store.cancel(one.task_id, "light")
+    assert worker.start(one, "w").outcome == "dead"
+    assert await status(store, one) == Status.CANCELLED
+
+
+async def test_a_task_that_nobody_knows_is_ended_by_its_id(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    worker.fail(one.task_id, ERROR)
+    worker.fail("unknown", ERROR)
+    assert await status(store, one) == Status.FAILURE
 
 
 async def test_cancel_in_every_state(store: AsyncTaskStore, worker: TaskStore) -> None:
@@ -208,8 +264,11 @@ async def test_only_an_archived_record_that_did_not_change_may_expire(store: Asy
     assert await store.redis.ttl(record_key(one.task_id)) == -1
     version = (await store.record(one.task_id))["version"]
     await store.archived("archive", [("0-1", one.task_id, version)])
-    assert 0 < await store.redis.ttl(record_key(one.task_id)) <= 60
+    assert await store.redis.ttl(record_key(one.task_id)) == -1
     await store.cancel(one.task_id, "light")
+    version = (await store.record(one.task_id))["version"]
+    await store.archived("archive", [("0-1", one.task_id, version)])
+    assert 0 < await store.redis.ttl(record_key(one.task_id)) <= 60
 
 
 async def test_a_full_redis_refuses_new_tasks_and_ends_old_ones(store: AsyncTaskStore, worker: TaskStore) -> None:

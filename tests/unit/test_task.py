@@ -1,7 +1,7 @@
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from app.engine.backend import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
+from app.engine.errors import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
 from app.engine.task import HeavyTask, LightTask, backoff
 
 

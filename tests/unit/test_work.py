@@ -101,5 +101,5 @@ def test_a_worker_does_not_start_without_a_task_of_the_contracts(monkeypatch: py
     worker.app.loader.import_default_modules()
     worker.refuse_missing_tasks()
     monkeypatch.setitem(TASKS, "light.forgotten", TASKS[TaskName.COUNT_WORDS])
-    with pytest.raises(SystemExit, match="light.forgotten"):
+    with pytest.raises(SystemExit, match=r"light\.forgotten"):
         worker.refuse_missing_tasks()

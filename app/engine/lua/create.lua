@@ -4,18 +4,25 @@
 local task, waiting, finished = KEYS[1], KEYS[2], KEYS[3]
 local id, digest, lease, publish = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = now()
-local old = redis.call('HMGET', task, 'status', 'digest', 'lease', 'unpublished')
+local old = redis.call('HMGET', task, 'status', 'digest', 'lease', 'unpublished', 'lease_by')
 local status = old[1]
 
 if status then
     if old[2] ~= digest then return { 'conflict' } end
     local leased = status == 'PENDING' and old[3]
+    -- Our own call, repeated by the client because its answer was lost.
+    if leased and old[5] == publish then
+        local run = redis.call('HMGET', task, 'epoch', 'created_at')
+        return { 'created', run[1], run[2] }
+    end
     if leased and tonumber(old[3]) > time then return { 'leased', tonumber(old[3]) - time } end
     if not leased and not old[4] then return { 'exists', status } end
 end
 if redis.call('XLEN', finished) >= tonumber(ARGV[6]) then return { 'backlog' } end
 if not status or old[4] then
-    if redis.call('SCARD', waiting) >= tonumber(ARGV[5]) then return { 'full' } end
+    -- What was never published, because the replica or its connection died, holds no place past its lease. It is removed
+    -- below: a script that has begun to write is no longer refused by a full Redis.
+    if redis.call('ZCOUNT', waiting, time, '+inf') >= tonumber(ARGV[5]) then return { 'full' } end
 end
 
 if not status then
@@ -30,7 +37,8 @@ elseif old[4] then
 end
 redis.call('HSET', task, 'lease', time + lease, 'lease_by', publish)
 redis.call('HINCRBY', task, 'publishes', 1)
-redis.call('SADD', waiting, id)
+wait(waiting, id, time + lease)
+redis.call('ZREMRANGEBYSCORE', waiting, '-inf', time - 1)
 bump(task)
 local run = redis.call('HMGET', task, 'epoch', 'created_at')
 return { 'created', run[1], run[2] }

@@ -15,10 +15,16 @@ local function bump(task)
     redis.call('PUBLISH', task, version)
 end
 
--- A run is known by its epoch (how often the task was reopened), its retries and the publish that it came by.
-local function holds(task, epoch, retries, publish)
-    local run = redis.call('HMGET', task, 'epoch', 'retries', 'publish')
-    return run[1] == epoch and run[2] == retries and run[3] == publish
+-- A run is known by its epoch (how often the task was reopened), its retries, the publish that it came by, and which
+-- start of the record it is. The last is 0 where nobody can say (a worker's parent, whose child was killed).
+local function holds(task, epoch, retries, publish, run)
+    local record = redis.call('HMGET', task, 'epoch', 'retries', 'publish', 'attempts')
+    return record[1] == epoch and record[2] == retries and record[3] == publish and (run == '0' or record[4] == run)
+end
+
+-- Ids that wait in a queue, scored by when they stop counting: the end of the lease until the broker has confirmed.
+local function wait(waiting, id, score)
+    redis.call('ZADD', waiting, score, id)
 end
 
 -- The one way into a final state: the archive hears of it in the same step.
@@ -26,7 +32,7 @@ local function finalise(task, waiting, finished, id, status, field, value)
     redis.call('HSET', task, 'status', status, 'finished_at', now())
     if field then redis.call('HSET', task, field, value) end
     redis.call('HDEL', task, 'lease', 'lease_by', 'due_at', 'cancel')
-    redis.call('SREM', waiting, id)
+    redis.call('ZREM', waiting, id)
     redis.call('XADD', finished, '*', 'id', id)
     bump(task)
 end
