@@ -11,17 +11,13 @@ from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, SoftTimeLimitExceeded
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.engine.errors import error_of
 from app.engine.publisher import RECORD
 from app.engine.state import Message, Status, TaskStore, encode_result, error_document
 
 T = TypeVar("T")
-
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +56,7 @@ def message_of(request: Context, task_name: str) -> Message:
 
 
 def patiently(call: Callable[[], T], seconds: float) -> T:
-    """Do `call`, waiting where we stand up to `seconds` while Redis is away.
+    """Do `call`, waiting where we stand up to `seconds` while Redis cannot serve.
 
     Raises `Reject` (requeue) when that or the task's soft time limit is over: the message goes back, since it is not
     the task that failed. To requeue at once would burn the delivery limit.
@@ -71,7 +67,7 @@ def patiently(call: Callable[[], T], seconds: float) -> T:
         while True:
             try:
                 return call()
-            except REDIS_AWAY as error:
+            except RedisError as error:
                 if time.monotonic() > deadline:
                     raise
                 log.warning("waiting for Redis", error=type(error).__name__)

@@ -137,6 +137,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         except self.permanent:
             raise
         except Exception as error:
+            outcome = "handed back"
             outcome = self._next(message, error)
             if outcome == "FAILURE":
                 raise

@@ -104,8 +104,15 @@ def test_on_a_terminal_it_asks(answer, installs):
     master, terminal = pty.openpty()
     os.write(master, answer.encode())
     script = "\n".join([f". {SETUP}", ROOT, ONLY % "apt-get", RECORD, ASK])
+    environment = {name: value for name, value in os.environ.items() if name != "YES"}
     done = subprocess.run(
-        ["bash", "-c", script], stdin=terminal, stdout=terminal, stderr=terminal, timeout=9, check=False
+        ["bash", "-c", script],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        timeout=9,
+        check=False,
+        env=environment,
     )
     shown = os.read(master, 10_000).decode()
     os.close(master)
