@@ -91,7 +91,9 @@ def test_a_command_that_fails_shows_its_end_and_one_line():
 def test_a_second_time_installs_nothing(tmp_path):
     bin_ = tmp_path / "bin"
     bin_.mkdir()
-    (bin_ / "python").symlink_to(sys.executable)
+    # Not a link: where this Python is a virtual environment's own, a link to it has lost the environment.
+    (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (bin_ / "python").chmod(0o755)
     record = "quietly() { echo installing >&2; }"
     first = bash(record, f"install_python_packages {sys.executable}", VENV=str(tmp_path))
     second = bash(record, f"install_python_packages {sys.executable}", VENV=str(tmp_path))
