@@ -34,7 +34,6 @@ class Context:
     """All that a handler or a loop may need, opened and ready to use."""
 
     settings: Settings
-    name: str
     items: ItemRepository
     results: TaskResultRepository
     tasks: TaskService
@@ -96,7 +95,6 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
         yield Context(
             settings=settings,
-            name=name,
             items=ItemRepository(database),
             results=results,
             tasks=TaskService(store, publisher, results, publish_timeout=settings.publish_timeout),

@@ -8,12 +8,11 @@ import structlog
 from celery import bootsteps, signals
 from celery.exceptions import SecurityWarning
 from celery.worker.consumer import Consumer
-from kombu.exceptions import OperationalError
 
 from app.celery_app import celery
 from app.contracts import TASKS
 from app.engine.backend import RecordBackend
-from app.engine.queues import declare
+from app.engine.queues import BROKER_ERRORS, declare
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
 
@@ -75,7 +74,7 @@ def declare_queues(**_: Any) -> None:
     while True:
         try:
             declare(settings)
-        except (OSError, OperationalError) as error:
+        except BROKER_ERRORS as error:
             log.warning("waiting for the broker", error=str(error))
             time.sleep(2)
         else:

@@ -41,7 +41,7 @@ class Archive:
                 await asyncio.sleep(PAUSE)
 
     async def round(self) -> int:
-        """Archive what is there, at most two batches; answers how many. Waits a moment where there is nothing.
+        """Archive what is there, at most a batch; answers how many. Waits a moment where there is nothing.
 
         Raises `RedisError` or `PyMongoError`; what was read is then read again, by `XAUTOCLAIM`.
         """

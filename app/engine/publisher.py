@@ -14,10 +14,8 @@ import orjson
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
-from amqp.exceptions import AMQPError
-from kombu.exceptions import KombuError
 
-from app.engine.queues import TASKS
+from app.engine.queues import BROKER_ERRORS, TASKS
 from app.engine.state import Message
 
 log = structlog.get_logger(__name__)
@@ -163,7 +161,7 @@ class Publisher:
             )
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             self._exchange = await self._channel.get_exchange(TASKS.name, ensure=False)
-        except (*CONNECTION_EXCEPTIONS, KombuError, AMQPError, OSError) as error:
+        except (*CONNECTION_EXCEPTIONS, *BROKER_ERRORS) as error:
             raise Refused(f"no connection to the broker: {type(error).__name__}: {error}") from error
         log.info("connected to the broker")
         return self._exchange

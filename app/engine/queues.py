@@ -10,8 +10,9 @@ refusing to start would turn a changed limit into an outage. To apply new limits
 """
 
 import structlog
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import AMQPError, PreconditionFailed
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import KombuError
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
@@ -22,6 +23,9 @@ from app.settings import Settings
 
 TASKS = Exchange("tasks", type="topic", durable=True)
 DEAD = Exchange("dead", type="fanout", durable=True)
+
+# All that kombu and what is below it raise when the broker is away or refuses.
+BROKER_ERRORS = (KombuError, AMQPError, OSError)
 
 log = structlog.get_logger(__name__)
 
@@ -50,8 +54,8 @@ def dead_queue(*, max_length: int) -> Queue:
 def declare(settings: Settings) -> None:
     """Declare everything, which may be there already. Blocking: some 200 round trips to the broker.
 
-    Each step is bounded by PUBLISH_TIMEOUT. Raises `OSError` or `kombu.exceptions.OperationalError` when the broker
-    is away.
+    Each step is bounded by PUBLISH_TIMEOUT. Raises one of `BROKER_ERRORS` when the broker is away or
+    refuses.
     """
     timeout = settings.publish_timeout
     options = {"read_timeout": timeout, "write_timeout": timeout}

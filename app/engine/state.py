@@ -53,6 +53,11 @@ def waiting_key(queue: str) -> str:
     return f"queue:{queue}:waiting"
 
 
+def _keys(task_id: str, queue: str) -> list[str]:
+    # What a transition may touch: the record, its place in the queue, the archive's stream.
+    return [record_key(task_id), waiting_key(queue), FINISHED]
+
+
 def _script(name: str, *, allow_oom: bool = True) -> str:
     # Only what adds a task may fail when Redis is full: ending one is what makes room.
     folder = files("app.engine").joinpath("lua")
@@ -183,7 +188,7 @@ class AsyncTaskStore:
 
     async def create(self, message: Message, *, lease: float) -> Created:
         """Write `message`'s record, PENDING, under a lease of `lease` seconds, unless its identity has one already."""
-        keys = [record_key(message.task_id), waiting_key(message.queue), FINISHED]
+        keys = _keys(message.task_id, message.queue)
         arguments: list[Any] = [message.task_id, message.digest, int(lease * 1000), message.publish]
         answer = await self._scripts["create"](
             keys=keys, args=[*arguments, self._queue_max, self._backlog_max, *message.fields()]
@@ -208,7 +213,7 @@ class AsyncTaskStore:
         Returns None if that was done, else the status that the record has by another hand.
         """
         status = await self._scripts["withdraw"](
-            keys=[record_key(message.task_id), waiting_key(message.queue), FINISHED],
+            keys=_keys(message.task_id, message.queue),
             args=[message.task_id, message.publish, int(certain), orjson.dumps(error)],
         )
         return Status(status) if status else None
@@ -216,7 +221,7 @@ class AsyncTaskStore:
     async def cancel(self, task_id: str, queue: str) -> str | None:
         """Ask for a task's end: CANCELLED, CANCELLING, another final status, or None for an unknown id."""
         error = error_document("cancelled", "Cancelled before it ran.")
-        keys = [record_key(task_id), waiting_key(queue), FINISHED]
+        keys = _keys(task_id, queue)
         status: str | None = await self._scripts["cancel"](keys=keys, args=[task_id, orjson.dumps(error)])
         return status
 
@@ -253,7 +258,7 @@ class TaskStore:
 
     def start(self, message: Message, worker: str) -> Started:
         """Decide whether a message's task runs; makes its record again if Redis has lost it."""
-        keys = [record_key(message.task_id), waiting_key(message.queue), FINISHED]
+        keys = _keys(message.task_id, message.queue)
         cancelled = orjson.dumps(error_document("cancelled", "Cancelled while it ran."))
         arguments = [message.task_id, message.epoch, message.retries, message.publish, worker, cancelled]
         answer = self._run(message, "start", keys, arguments)
@@ -283,14 +288,14 @@ class TaskStore:
 
     def retry(self, message: Message, due_in: float, error: Mapping[str, str]) -> Literal["RETRY", "CANCELLED", "lost"]:
         """Write RETRY for the next attempt, due in `due_in` seconds; `message` is the attempt that failed."""
-        keys = [record_key(message.task_id), waiting_key(message.queue), FINISHED]
+        keys = _keys(message.task_id, message.queue)
         arguments = [message.task_id, *_run(message), int(due_in * 1000), orjson.dumps(error)]
         answer: Literal["RETRY", "CANCELLED", "lost"] = self._run(message, "retry", keys, arguments)
         return answer
 
     def finish(self, message: Message, status: Status, value: bytes, celery_result: str | bytes) -> str:
         """Write a run's final state and Celery's result; answers the status, or "lost" where it had no effect."""
-        keys = [record_key(message.task_id), waiting_key(message.queue), FINISHED, CELERY_RESULT + message.task_id]
+        keys = [*_keys(message.task_id, message.queue), CELERY_RESULT + message.task_id]
         field = "result" if status is Status.SUCCESS else "error"
         arguments = [message.task_id, *_run(message), status, field, value, celery_result, self._celery_result_ttl]
         answer: str = self._run(message, "finish", keys, arguments)

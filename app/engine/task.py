@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 
 import celery
 import structlog
-from amqp.exceptions import AMQPError
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from kombu.exceptions import KombuError
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from app.engine.backend import has_record, message_of, patiently
 from app.engine.errors import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
 from app.engine.publisher import RECORD, record_header
+from app.engine.queues import BROKER_ERRORS
 from app.engine.state import Message, Started, encode_result, new_publish
 
 log = structlog.get_logger(__name__)
@@ -190,7 +189,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         )
         try:
             signature.apply_async()
-        except (KombuError, AMQPError, OSError, SoftTimeLimitExceeded) as error:
+        except (*BROKER_ERRORS, SoftTimeLimitExceeded) as error:
             # Whatever the broker said, the record says RETRY: the redelivered message finds it and publishes again.
             log.warning("retry not published, the message goes back", error=f"{type(error).__name__}: {error}")
             raise Reject(error, requeue=True) from error
