@@ -143,12 +143,12 @@ class TaskResultRepository:
             row["result"] = json.loads(row["result_json"])
         return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
 
-    async def store(self, documents: Sequence[tuple[Document, int, int]]) -> dict[int, str]:
-        """Write status documents with their epochs and versions; a newer one that is there already stays.
+    async def store(self, documents: Sequence[Document]) -> dict[int, str]:
+        """Write status documents; one of a newer epoch or version that is there already stays.
 
         Answers the rows that MongoDB refused, by position, with the reason. Raises for anything that may pass.
         """
-        rows = [self._row(document, epoch, version) for document, epoch, version in documents]
+        rows = [self._row(document) for document in documents]
         failed = await _failed(self._results.insert_many(rows, ordered=False)) if rows else {}
         known = [index for index, error in failed.items() if error["code"] == DUPLICATE_KEY]
         refused = {index: error["errmsg"] for index, error in failed.items() if index not in known}
@@ -159,12 +159,10 @@ class TaskResultRepository:
             refused |= {known[position]: error["errmsg"] for position, error in failed.items()}
         return refused
 
-    def _row(self, document: Document, epoch: int, version: int) -> Document:
+    def _row(self, document: Document) -> Document:
         row = {
             "_id": f"{document['created_at']}-{document['task_id']}",
             **document,
-            "epoch": epoch,
-            "version": version,
             "result_json": None,  # the result, where BSON cannot say it
             "expires_at": _now() + self._retention,
         }
@@ -193,7 +191,7 @@ def _replacement_of_older(row: Document) -> UpdateOne:
     return UpdateOne({"task_id": row["task_id"], **older}, {"$set": content})
 
 
-_ARCHIVE_FIELDS = {"_id", "epoch", "version", "expires_at", "result_json"}
+_ARCHIVE_FIELDS = {"_id", "expires_at", "result_json"}
 
 
 def _fits_bson(value: Mapping[str, Any] | Any) -> bool:

@@ -67,7 +67,7 @@ class Archive:
 
     async def _write(self, entries: list[Entry]) -> None:
         ids = [fields["id"] for _, fields in entries]
-        documents: list[tuple[dict[str, Any], int, int]] = []
+        documents: list[dict[str, Any]] = []
         settled: list[tuple[str, str, str]] = []  # with the version that MongoDB has, if it has one
         refused: dict[str, str] = {}
         for (entry, _), task_id, record in zip(entries, ids, await self._store.records(ids), strict=True):
@@ -75,13 +75,13 @@ class Archive:
             # A record that is gone was archived by an earlier entry; one that was reopened will have a later entry.
             if record.get("status") in FINAL:
                 try:
-                    documents.append((document(task_id, record), int(record["epoch"]), int(record["version"])))
+                    documents.append(document(task_id, record))
                     version = record["version"]
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
                     refused[task_id] = f"{type(error).__name__}: {error}"
             settled.append((entry, task_id, version))
         for position, reason in (await self._results.store(documents)).items():
-            refused[documents[position][0]["task_id"]] = reason
+            refused[documents[position]["task_id"]] = reason
         # What MongoDB does not have may not expire.
         await self._store.archived(GROUP, [(e, i, "" if i in refused else version) for e, i, version in settled])
         for task_id, reason in refused.items():

@@ -48,6 +48,7 @@ def message_of(request: Context, task_name: str) -> Message:
         payload=request.kwargs["payload"],
         digest=header["digest"],
         request_id=header["request_id"],
+        owner=header["owner"],
         epoch=header["epoch"],
         retries=request.retries or 0,
         publish=header["publish"],

@@ -10,6 +10,21 @@ import orjson
 
 
 @dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: `id` names an API key, "" nobody in particular."""
+
+    id: str = ""
+    admin: bool = False
+
+    def may_see(self, owner: str) -> bool:
+        """Whether what belongs to `owner` is to be known to this one; what belongs to nobody is to all."""
+        return not owner or self.admin or self.id == owner
+
+
+ANYONE = Principal()
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who asks for what, once. `origin` tells whose key it is: the client's own or the edge's."""
 

@@ -41,6 +41,7 @@ def record_header(message: Message) -> dict[str, Any]:
         "queue": message.queue,
         "digest": message.digest,
         "request_id": message.request_id,
+        "owner": message.owner,
         "created_at": message.created_at,
     }
 

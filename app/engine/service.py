@@ -11,6 +11,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from app import problems
 from app.contracts import TASKS, Queue, TaskName
 from app.database import TaskResultRepository
+from app.engine.identity import Principal
 from app.engine.publisher import Publisher, Refused
 from app.engine.state import AsyncTaskStore, Message, Status, document, error_document, new_publish
 
@@ -48,6 +49,7 @@ class TaskService:
         task_id: str,
         digest: str,
         request_id: str,
+        owner: str = "",
         queue: Queue | None = None,
     ) -> Accepted:
         """Record and publish one task.
@@ -63,6 +65,7 @@ class TaskService:
             payload=payload,
             digest=digest,
             request_id=request_id,
+            owner=owner,
             publish=new_publish(),
         )
         created = await self._create(message)
@@ -71,11 +74,30 @@ class TaskService:
         await self._publish(created)
         return Accepted(task_id, replayed=False)
 
-    async def status(self, task_id: str) -> dict[str, Any]:
+    async def status(self, task_id: str, principal: Principal) -> dict[str, Any]:
         """The status document of a task, from Redis or, once it has expired there, from the archive.
 
-        Raises `NotFound`, and `Unavailable` where the server that might know is away.
+        Raises `NotFound`, also for a task of somebody else, and `Unavailable` where the server that might know is away.
         """
+        found = await self._find(task_id)
+        if found is None or not principal.may_see(found["owner"]):
+            raise problems.NotFound("There is no task with this id.")
+        return found
+
+    async def cancel(self, task_id: str, principal: Principal) -> str:
+        """Ask for a task's end; answers CANCELLED, or CANCELLING while it runs.
+
+        Raises `NotFound`, and `Conflict` for a task that has ended otherwise.
+        """
+        task = await self.status(task_id, principal)
+        status = await self._store.cancel(task_id, task["queue"])
+        if status is None:  # only the archive knows it
+            status = str(task["status"])
+        if status in (Status.SUCCESS, Status.FAILURE):
+            raise problems.Conflict(f"The task has ended already: {status}.")
+        return status
+
+    async def _find(self, task_id: str) -> dict[str, Any] | None:
         try:
             record = await self._store.record(task_id)
         except RedisError as error:
@@ -83,25 +105,7 @@ class TaskService:
             if archived is None:
                 raise problems.Unavailable("Redis, which knows of unfinished tasks, is away.") from error
             return archived
-        if record:
-            return document(task_id, record)
-        archived = await self._results.get(task_id)
-        if archived is None:
-            raise problems.NotFound("There is no task with this id.")
-        return archived
-
-    async def cancel(self, task_id: str) -> str:
-        """Ask for a task's end; answers CANCELLED, or CANCELLING while it runs.
-
-        Raises `NotFound`, and `Conflict` for a task that has ended otherwise.
-        """
-        task = await self.status(task_id)
-        status = await self._store.cancel(task_id, task["queue"])
-        if status is None:  # only the archive knows it
-            status = str(task["status"])
-        if status in (Status.SUCCESS, Status.FAILURE):
-            raise problems.Conflict(f"The task has ended already: {status}.")
-        return status
+        return document(task_id, record) if record else await self._results.get(task_id)
 
     async def _create(self, message: Message) -> Message | None:
         """The message to publish, or None where an earlier request has done so."""

@@ -80,8 +80,9 @@ SCRIPTS = {
 class Message:
     """A task as it travels: what the record is made of, and what every message repeats so that it can be made again.
 
-    `publish` names one publish; `created_at` is in milliseconds since the epoch, 0 before the record is written; `run`
-    counts the starts of the record up to this one, 0 before it has started.
+    `owner` is the API key that made it, "" where none did; `publish` names one publish; `created_at` is in milliseconds
+    since the epoch, 0 before the record is written; `run` counts the starts of the record up to this one, 0 before it
+    has started.
     """
 
     task_id: str
@@ -90,6 +91,7 @@ class Message:
     payload: Mapping[str, Any]
     digest: str
     request_id: str
+    owner: str = ""
     epoch: int = 1
     retries: int = 0
     publish: str = ""
@@ -99,7 +101,10 @@ class Message:
     def fields(self) -> list[str | bytes]:
         """The record's unchanging fields and values, in a row."""
         payload = orjson.dumps(self.payload)
-        return ["name", self.name, "queue", self.queue, "payload", payload, "request_id", self.request_id]
+        return [
+            "name", self.name, "queue", self.queue, "payload", payload, "request_id", self.request_id,
+            "owner", self.owner,
+        ]  # fmt: skip
 
 
 class Created(NamedTuple):
@@ -159,7 +164,10 @@ def _progress(record: Mapping[str, str]) -> dict[str, float] | None:
 
 
 def document(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
-    """The status document of a record: what clients, the archive and live updates see."""
+    """The status document of a record: what the archive keeps and live updates tell.
+
+    Clients see the fields of `models.TaskStatus`; the last four are for us.
+    """
     return {
         "task_id": task_id,
         "name": record["name"],
@@ -173,6 +181,10 @@ def document(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
         "created_at": _time(record["created_at"]),
         "started_at": _time(record.get("started_at")),
         "finished_at": _time(record.get("finished_at")),
+        "owner": record["owner"],
+        "digest": record["digest"],
+        "epoch": int(record["epoch"]),
+        "version": int(record["version"]),
     }
 
 
@@ -313,6 +325,7 @@ class TaskStore:
             payload=orjson.loads(record["payload"]),
             digest=record["digest"],
             request_id=record["request_id"],
+            owner=record["owner"],
             epoch=int(record["epoch"]),
             retries=int(record["retries"]),
             publish=new_publish(),

@@ -45,15 +45,16 @@ async def test_items(database: Any) -> None:
     assert not await items.delete(ObjectId(), versions=None)
 
 
-def document(result: Any = None, task_id: str = "t") -> dict[str, Any]:
-    return {"task_id": task_id, "created_at": "2026-01-01T00:00:00.000Z", "status": "SUCCESS", "result": result}
+def document(result: Any = None, task_id: str = "t", epoch: int = 1, version: int = 1) -> dict[str, Any]:
+    fixed = {"created_at": "2026-01-01T00:00:00.000Z", "status": "SUCCESS"}
+    return {"task_id": task_id, **fixed, "result": result, "epoch": epoch, "version": version}
 
 
 async def test_a_newer_result_replaces_an_older_one_and_never_the_other_way(database: Any) -> None:
     results = TaskResultRepository(database, retention_days=1)
     for result, epoch, version in ((1, 1, 4), (2, 1, 9), (3, 1, 9), (4, 1, 8), (5, 2, 2), (6, 1, 20)):
-        assert await results.store([(document(result), epoch, version)]) == {}
-    assert await results.get("t") == document(5)
+        assert await results.store([document(result, epoch=epoch, version=version)]) == {}
+    assert await results.get("t") == document(5, epoch=2, version=2)
     assert await results.get("other") is None
 
 
@@ -61,7 +62,7 @@ async def test_a_batch_with_an_impossible_row_stores_the_others(database: Any) -
     results = TaskResultRepository(database, retention_days=1)
     odd = {"$a": 2**70, "c\0": 1}
     rows = [document(1, "a"), document(odd, "b"), document(3, "c")]
-    assert await results.store([(row, 1, 1) for row in rows]) == {}
+    assert await results.store(rows) == {}
     assert [await results.get(name) for name in "abc"] == rows
 
 

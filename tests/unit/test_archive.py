@@ -9,8 +9,8 @@ from app.engine.archive import GROUP, Archive
 from app.engine.task import _whole
 
 RECORD = {
-    "name": "n", "status": "SUCCESS", "queue": "q", "request_id": "r", "attempts": "1", "created_at": "1",
-    "epoch": "1", "version": "7",
+    "name": "n", "status": "SUCCESS", "queue": "q", "request_id": "r", "owner": "", "digest": "d", "attempts": "1",
+    "created_at": "1", "epoch": "1", "version": "7",
 }  # fmt: skip
 
 
@@ -27,8 +27,8 @@ class Servers:
     async def records(self, ids: list[str]) -> list[dict[str, str]]:
         return [self.known.get(task_id, {}) for task_id in ids]
 
-    async def store(self, documents: list[tuple[dict[str, Any], int, int]]) -> dict[int, str]:
-        self.stored = [document["task_id"] for document, _, _ in documents]
+    async def store(self, documents: list[dict[str, Any]]) -> dict[int, str]:
+        self.stored = [document["task_id"] for document in documents]
         return self.answer
 
     async def archived(self, group: str, rows: list[tuple[str, str, str]]) -> None:

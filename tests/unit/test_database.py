@@ -21,6 +21,10 @@ DOCUMENT = {
     "created_at": "2023-11-14T22:13:20.123Z",
     "started_at": "2023-11-14T22:13:21.000Z",
     "finished_at": "2023-11-14T22:13:22.999Z",
+    "owner": "key-1",
+    "digest": "d",
+    "epoch": 2,
+    "version": 7,
 }
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 
@@ -45,15 +49,13 @@ def test_what_bson_does_not_take_does_not_fit(value: Any):
 
 
 def row_of(repository: TaskResultRepository, **changes: Any) -> dict[str, Any]:
-    return repository._row({**DOCUMENT, **changes}, epoch=2, version=7)  # noqa: SLF001  pure, and needs no MongoDB
+    return repository._row({**DOCUMENT, **changes})  # noqa: SLF001  pure, and needs no MongoDB
 
 
 def test_a_row_is_the_document_and_what_orders_and_expires_it(repository: TaskResultRepository):
     assert row_of(repository) == {
         **DOCUMENT,
         "_id": "2023-11-14T22:13:20.123Z-t-1",
-        "epoch": 2,
-        "version": 7,
         "result_json": None,
         "expires_at": NOW + timedelta(days=30),
     }
