@@ -31,20 +31,27 @@ async def lead(context: Context) -> None:
         # A full Redis takes no lease, and only archiving makes room.
         log.warning("Redis is full: leading without the lease")
         with suppress(TimeoutError):
-            await asyncio.wait_for(context.archive().run(), LEASE)
+            await asyncio.wait_for(work(context), LEASE)
         return
     log.info("leading")
-    loops = asyncio.create_task(context.archive().run())
+    working = asyncio.create_task(work(context))
     try:
-        while not loops.done():
-            await asyncio.wait([loops], timeout=RENEW)
+        while not working.done():
+            await asyncio.wait([working], timeout=RENEW)
             await lock.reacquire()
-        await loops
+        await working
     finally:
-        loops.cancel()
-        await asyncio.wait([loops])
+        working.cancel()
+        await asyncio.wait([working])
         with suppress(RedisError):
             await lock.release()
+
+
+async def work(context: Context) -> None:
+    """Run the loops until cancelled; one that fails ends them all."""
+    async with asyncio.TaskGroup() as group:
+        for loop in context.loops():
+            group.create_task(loop)
 
 
 async def stand(context: Context) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from celery import Celery
 
 from app.contracts import Queue
-from app.engine.queues import TASKS, task_queues
+from app.engine.queues import TASKS, run_limits, task_queues
 from app.settings import Settings, get_settings
 
 
@@ -29,6 +29,12 @@ def create_celery(settings: Settings) -> Celery:
         # Read by the Task base class.
         progress_interval=settings.progress_interval,
         result_max_bytes=settings.result_max_bytes,
+        # Read by the result backend.
+        archive_url=settings.mongodb_url.get_secret_value(),
+        archive_database=settings.mongodb_database,
+        archive_timeout=settings.mongodb_timeout,
+        look_after=settings.reconcile_after,
+        run_limits=run_limits(settings),
         # Queues: ours alone, declared by engine/queues.py.
         task_queues=task_queues(max_length=settings.queue_max_length, delivery_limit=settings.queue_delivery_limit),
         task_default_queue=Queue.LIGHT,
@@ -41,6 +47,7 @@ def create_celery(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,
         task_acks_on_failure=False,  # a failure goes to the dead letters, its record says FAILURE already
         task_acks_on_timeout=True,
+        worker_consumer="app.engine.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=True,  # the broker redelivers them: two would run
         worker_soft_shutdown_timeout=settings.worker_soft_shutdown_timeout,

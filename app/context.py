@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from app.database import ItemRepository, TaskResultRepository, create_client, ensure_indexes
+from app.database import DeadLetterRepository, ItemRepository, TaskResultRepository, create_client, ensure_indexes
 from app.engine.archive import Archive
+from app.engine.dead_letters import DeadLetters
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
+from app.engine.reconciler import Reconciler
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
 from app.settings import Settings
@@ -36,15 +38,29 @@ class Context:
     settings: Settings
     items: ItemRepository
     results: TaskResultRepository
+    letters: DeadLetterRepository
     tasks: TaskService
     store: AsyncTaskStore
     publisher: Publisher
     database: Any
     redis: Redis
 
-    def archive(self) -> Archive:
-        """The archive loop over this context's clients."""
-        return Archive(self.store, self.results, reader=socket.gethostname(), batch=self.settings.archive_batch)
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """What beat runs over this context's clients: archive, dead letters, reconciler."""
+        settings = self.settings
+        archive = Archive(
+            self.store,
+            self.results,
+            self.letters,
+            self.publisher,
+            reader=socket.gethostname(),
+            batch=settings.archive_batch,
+        )
+        dead_letters = DeadLetters(
+            self.store, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
+        )
+        reconciler = Reconciler(self.store, self.publisher, settings, lease=self.tasks.lease)
+        return [archive.run(), dead_letters.run(), reconciler.run()]
 
     async def services(self) -> dict[str, bool]:
         """Which of the three servers answer within HEALTH_TIMEOUT."""
@@ -90,6 +106,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             queue_max=settings.queue_max_length,
             backlog_max=settings.archive_backlog_max,
             result_ttl=settings.result_ttl,
+            look_after=settings.reconcile_after,
         )
         await _prepare(database, stack, wait=settings.mongodb_timeout)
         results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
@@ -97,6 +114,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             settings=settings,
             items=ItemRepository(database),
             results=results,
+            letters=DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days),
             tasks=TaskService(store, publisher, results, publish_timeout=settings.publish_timeout),
             store=store,
             publisher=publisher,

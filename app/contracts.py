@@ -38,6 +38,12 @@ class TaskName(StrEnum):
     COUNT_WORDS = "light.count_words"
 
 
+class EventName(StrEnum):
+    """The types of events, and the routing keys under which they travel."""
+
+    TASK_FAILED = "task.failed"
+
+
 def nested_deeper(value: Any, levels: int) -> bool:
     """Whether a JSON value holds objects or arrays in more than `levels` levels: what comes from outside is bounded."""
     if isinstance(value, Mapping):

@@ -3,18 +3,21 @@
 import json
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import bson
+import structlog
 from bson import ObjectId
 from bson.errors import InvalidDocument
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from app.settings import Settings
 
 Document = dict[str, Any]
+
+log = structlog.get_logger(__name__)
 
 # MongoDB's error codes: there already; bad value, cannot parse, wrong type, bad field names, invalid, key or document
 # too large.
@@ -25,6 +28,11 @@ INDEXES = {
     "items": [
         IndexModel([("category", ASCENDING), ("_id", ASCENDING)]),
         IndexModel([("identity", ASCENDING)], unique=True),
+    ],
+    "dead_letters": [
+        IndexModel([("key", ASCENDING)], unique=True),
+        IndexModel([("state", ASCENDING), ("_id", ASCENDING)]),
+        IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0),
     ],
     "task_results": [
         IndexModel([("task_id", ASCENDING)], unique=True),
@@ -136,12 +144,7 @@ class TaskResultRepository:
 
     async def get(self, task_id: str) -> Document | None:
         """The status document of an archived task, as `engine.state.document` made it, or None."""
-        row: Document | None = await self._results.find_one({"task_id": task_id})
-        if row is None:
-            return None
-        if row["result_json"] is not None:
-            row["result"] = json.loads(row["result_json"])
-        return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
+        return _status_document(await self._results.find_one({"task_id": task_id}))
 
     async def store(self, documents: Sequence[Document]) -> dict[int, str]:
         """Write status documents; one of a newer epoch or version that is there already stays.
@@ -169,6 +172,92 @@ class TaskResultRepository:
         if not _fits_bson(row["result"]):
             row |= {"result": None, "result_json": json.dumps(row["result"])}
         return row
+
+
+class DeadLetterRepository:
+    """The collection `dead_letters`: what failed for good, `open` until it is `replayed` or `discarded`.
+
+    Kept for `retention_days`. All methods raise `pymongo.errors.PyMongoError` when MongoDB cannot serve.
+    """
+
+    def __init__(self, database: Any, *, retention_days: int) -> None:
+        self._letters = database["dead_letters"]
+        self._retention = timedelta(days=retention_days)
+
+    async def add(self, letters: Sequence[Document]) -> None:
+        """Keep letters, as `engine.dead_letters.letter` makes them; one whose `key` is there already stays.
+
+        What MongoDB refuses is not kept: its place in the log is what remains.
+        """
+        if not letters:
+            return
+        expires_at = _now() + self._retention
+        rows = [
+            {**letter, "state": "open", "settled_at": None, "settled_by": None, "expires_at": expires_at}
+            for letter in letters
+        ]
+        failed = await _failed(self._letters.insert_many(rows, ordered=False))
+        for index, error in failed.items():
+            if error["code"] != DUPLICATE_KEY:
+                log.error("a dead letter cannot be kept", key=letters[index]["key"], reason=error["errmsg"])
+
+    async def page(
+        self, *, limit: int, before: ObjectId | None, state: str | None, name: str | None, queue: str | None
+    ) -> list[Document]:
+        """At most `limit` letters, the latest first, those before the id `before`."""
+        query: Document = {} if before is None else {"_id": {"$lt": before}}
+        wanted = {"state": state, "name": name, "queue": queue}
+        query |= {field: value for field, value in wanted.items() if value is not None}
+        rows: list[Document] = await self._letters.find(query).sort("_id", DESCENDING).limit(limit).to_list(limit)
+        return rows
+
+    async def get(self, letter_id: ObjectId) -> Document | None:
+        """One letter, or None."""
+        row: Document | None = await self._letters.find_one({"_id": letter_id})
+        return row
+
+    async def settle(self, letter_id: ObjectId, state: Literal["replayed", "discarded"], *, by: str) -> bool:
+        """Note what was done with an open letter, and by whom; False if it is open no longer."""
+        change = {"$set": {"state": state, "settled_at": _now(), "settled_by": by}}
+        outcome = await self._letters.update_one({"_id": letter_id, "state": "open"}, change)
+        return bool(outcome.modified_count)
+
+
+class ResultReader:
+    """The collection `task_results` as workers read it, without an event loop. Connects at the first call.
+
+    Raises `pymongo.errors.PyMongoError` when MongoDB cannot serve.
+    """
+
+    def __init__(self, url: str, database: str, *, timeout: float) -> None:
+        milliseconds = int(timeout * 1000)
+        self._client: MongoClient[Document] = MongoClient(
+            url,
+            appname="worker",
+            tz_aware=True,
+            maxPoolSize=1,
+            connect=False,
+            timeoutMS=milliseconds,
+            serverSelectionTimeoutMS=milliseconds,
+            connectTimeoutMS=milliseconds,
+        )
+        self._results = self._client[database]["task_results"]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def get(self, task_id: str) -> Document | None:
+        """The status document of an archived task, or None."""
+        return _status_document(self._results.find_one({"task_id": task_id}))
+
+
+def _status_document(row: Document | None) -> Document | None:
+    if row is None:
+        return None
+    if row["result_json"] is not None:
+        row["result"] = json.loads(row["result_json"])
+    return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
 
 
 async def _failed(write: Awaitable[Any]) -> dict[int, Document]:

@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     archive_batch: Annotated[int, Field(ge=1, le=1000)] = 200
     archive_backlog_max: Count = 10_000
     archive_retention_days: Count = 30
+    dead_letter_retention_days: Count = 7
+    reconcile_interval: Seconds = 5
+    reconcile_after: Annotated[float, Field(ge=1)] = 30
+    reconcile_batch: Annotated[int, Field(ge=1, le=1000)] = 200
 
     # Workers
     heavy_concurrency: Count = 2

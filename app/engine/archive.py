@@ -1,14 +1,18 @@
 """The archive loop: final task records go from Redis to MongoDB, and only then may they expire."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
 from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError, ResponseError
 
-from app.database import TaskResultRepository
-from app.engine.state import FINAL, FINISHED, REFUSED, AsyncTaskStore, document
+from app.contracts import EventName
+from app.database import DeadLetterRepository, TaskResultRepository
+from app.engine.dead_letters import letter
+from app.engine.publisher import Publisher, Refused, Unconfirmed
+from app.engine.state import FINAL, FINISHED, REFUSED, AsyncTaskStore, Status, document
 
 log = structlog.get_logger(__name__)
 
@@ -21,11 +25,36 @@ PAUSE = 2  # seconds after a failed round
 Entry = tuple[str, dict[str, str]]
 
 
+def failure_event(letter: Mapping[str, Any]) -> dict[str, Any]:
+    """The event `task.failed` (CloudEvents 1.0); told again after a crash, with the same id."""
+    shown = ("task_id", "name", "queue", "reason", "error", "attempts", "request_id")
+    return {
+        "specversion": "1.0",
+        "id": letter["key"],
+        "type": EventName.TASK_FAILED,
+        "source": "/tasks",
+        "time": letter["died_at"].isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": {name: letter[name] for name in shown},
+    }
+
+
 class Archive:
     """Reads the stream of finished tasks as a consumer group: what one reader leaves unfinished another takes up."""
 
-    def __init__(self, store: AsyncTaskStore, results: TaskResultRepository, *, reader: str, batch: int) -> None:
+    def __init__(  # noqa: PLR0913  it stands between all of them
+        self,
+        store: AsyncTaskStore,
+        results: TaskResultRepository,
+        letters: DeadLetterRepository,
+        publisher: Publisher,
+        *,
+        reader: str,
+        batch: int,
+    ) -> None:
         self._store = store
+        self._letters = letters
+        self._publisher = publisher
         self._redis = store.redis
         self._results = results
         self._reader = reader
@@ -70,20 +99,39 @@ class Archive:
         documents: list[dict[str, Any]] = []
         settled: list[tuple[str, str, str]] = []  # with the version that MongoDB has, if it has one
         refused: dict[str, str] = {}
+        failures: dict[str, dict[str, Any]] = {}  # letters of tasks that were taken in and failed, by task
         for (entry, _), task_id, record in zip(entries, ids, await self._store.records(ids), strict=True):
             version = ""
             # A record that is gone was archived by an earlier entry; one that was reopened will have a later entry.
             if record.get("status") in FINAL:
                 try:
                     documents.append(document(task_id, record))
+                    if record["status"] == Status.FAILURE and "unpublished" not in record:
+                        failures[task_id] = letter(task_id, record)
                     version = record["version"]
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
                     refused[task_id] = f"{type(error).__name__}: {error}"
             settled.append((entry, task_id, version))
+        await self._letters.add(list(failures.values()))
+        untold = await self._tell(failures)
+        settled = [row for row in settled if row[1] not in untold]
         for position, reason in (await self._results.store(documents)).items():
             refused[documents[position]["task_id"]] = reason
         # What MongoDB does not have may not expire.
         await self._store.archived(GROUP, [(e, i, "" if i in refused else version) for e, i, version in settled])
+        await self._set_aside(refused)
+
+    async def _tell(self, failures: Mapping[str, dict[str, Any]]) -> set[str]:
+        """Emit `task.failed` for each; answers those whose entries are to be taken up again, the broker being away."""
+        for task_id, failed in failures.items():
+            try:
+                await self._publisher.emit(failure_event(failed))
+            except (Refused, Unconfirmed) as error:
+                log.warning("events wait for the broker", error=str(error))
+                return set(list(failures)[list(failures).index(task_id) :])
+        return set()
+
+    async def _set_aside(self, refused: Mapping[str, str]) -> None:
         for task_id, reason in refused.items():
             log.error("a task's result cannot be archived, its record is kept", task_id=task_id, reason=reason)
             await self._redis.xadd(REFUSED, {"id": task_id, "reason": reason}, maxlen=REFUSED_MAX)

@@ -11,11 +11,13 @@ from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, SoftTimeLimitExceeded
+from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
-from app.engine.errors import error_of
-from app.engine.publisher import RECORD
-from app.engine.state import Message, Status, TaskStore, encode_result, error_document
+from app.database import ResultReader
+from app.engine.errors import error_of, reason_of
+from app.engine.message import Message, has_record, message_of
+from app.engine.state import Status, TaskStore, encode_result, error_document
 
 T = TypeVar("T")
 
@@ -29,35 +31,8 @@ FINAL_STATUS = {
 UNKNOWN_TASK = "No worker knows this task; its module is not there, or the workers are older than the API."
 
 
-def has_record(request: Context | None) -> bool:
-    """Whether a message came from our publisher; those of Celery's own canvas have no record."""
-    # What Celery hands over for a task that it does not know has no headers at all.
-    return RECORD in (getattr(request, "headers", None) or {})
-
-
-def message_of(request: Context, task_name: str) -> Message:
-    """The message by which a Celery request with a record came; once the task has started, with its run."""
-    started: Message | None = getattr(request, "started", None)
-    if started is not None:
-        return started
-    header: Mapping[str, Any] = request.headers[RECORD]
-    return Message(
-        task_id=request.id,
-        name=task_name,
-        queue=header["queue"],
-        payload=request.kwargs["payload"],
-        digest=header["digest"],
-        request_id=header["request_id"],
-        owner=header["owner"],
-        epoch=header["epoch"],
-        retries=request.retries or 0,
-        publish=header["publish"],
-        created_at=header["created_at"],
-    )
-
-
 def patiently(call: Callable[[], T], seconds: float) -> T:
-    """Do `call`, waiting where we stand up to `seconds` while Redis cannot serve.
+    """Do `call`, waiting where we stand up to `seconds` while Redis, or the archive, cannot serve.
 
     Raises `Reject` (requeue) when that or the task's soft time limit is over: the message goes back, since it is not
     the task that failed. To requeue at once would burn the delivery limit.
@@ -68,14 +43,14 @@ def patiently(call: Callable[[], T], seconds: float) -> T:
         while True:
             try:
                 return call()
-            except RedisError as error:
+            except (RedisError, PyMongoError) as error:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("waiting for Redis", error=type(error).__name__)
+                log.warning("waiting for a server", error=type(error).__name__)
             time.sleep(pause)
             pause = min(2 * pause, 5)
-    except (RedisError, SoftTimeLimitExceeded) as error:
-        log.warning("Redis cannot serve, the message goes back", error=f"{type(error).__name__}: {error}")
+    except (RedisError, PyMongoError, SoftTimeLimitExceeded) as error:
+        log.warning("a server cannot serve, the message goes back", error=f"{type(error).__name__}: {error}")
         raise Reject(error, requeue=True) from error
 
 
@@ -88,12 +63,21 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
     # Seconds to wait for Redis. Worker processes wait long; their parent, which writes the end of a killed child's
     # task, must not stand still.
     patience: ClassVar[float] = 1
+    # The task whose state this process wrote last: what has not been written has not happened, and calls no hook.
+    settled: str | None = None
 
     @cached_property
     def store(self) -> TaskStore:
         """The records, over this process's own connection pool."""
         client = self._create_client(**self.connparams, decode_responses=True)
-        return TaskStore(client, celery_result_ttl=int(self.expires))
+        conf = self.app.conf
+        return TaskStore(
+            client,
+            ResultReader(conf.archive_url, conf.archive_database, timeout=conf.archive_timeout),
+            celery_result_ttl=int(self.expires),
+            look_after=conf.look_after,
+            run_limits=conf.run_limits,
+        )
 
     def store_result(
         self,
@@ -115,9 +99,13 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
         if state in FINAL_STATUS:
             meta = self._get_result_meta(result=encoded, state=state, traceback=traceback, request=request)
             meta["task_id"] = task_id
-            value = encode_result(encoded if state == states.SUCCESS else error_of(result))
+            fields: dict[str, str | bytes] = (
+                {"result": encode_result(encoded)}
+                if state == states.SUCCESS
+                else {"error": encode_result(error_of(result)), "reason": reason_of(result)}
+            )
             message, status = message_of(request, request.task), FINAL_STATUS[state]
-            self._write(lambda: self._finish(message, status, value, self.encode(meta)))
+            self._write(lambda: self._finish(message, status, fields, self.encode(meta)))
         return encoded
 
     def _write(self, call: Callable[[], None]) -> None:
@@ -130,7 +118,9 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 return
             raise
 
-    def _finish(self, message: Message, status: Status, value: bytes, celery_result: str) -> None:
-        written = self.store.finish(message, status, value, celery_result)
-        if written != status:
+    def _finish(self, message: Message, status: Status, fields: Mapping[str, str | bytes], celery_result: str) -> None:
+        written = self.store.finish(message, status, fields, celery_result)
+        if written == status:
+            self.settled = message.task_id
+        else:
             log.info("another run of this task has ended it", task_id=message.task_id, status=status)

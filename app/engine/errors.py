@@ -1,6 +1,7 @@
 """Failures of tasks that have a name: what a body raises, and what the record then says."""
 
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+from pydantic import ValidationError
 
 from app.engine.state import error_document
 
@@ -25,6 +26,17 @@ class ResultTooLargeError(PermanentError):
     """The result is larger than RESULT_MAX_BYTES."""
 
     kind = "result_too_large"
+
+
+# No further attempt would help: what a body says so of, a payload that does not fit, a time limit passed.
+PERMANENT = (PermanentError, ValidationError, SoftTimeLimitExceeded)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a task that ended with `error` is not tried again, in a word for its dead letter."""
+    if isinstance(error, (SoftTimeLimitExceeded, TimeLimitExceeded)):
+        return "time_limit"
+    return "permanent" if isinstance(error, PERMANENT) else "exhausted"
 
 
 def error_of(error: BaseException) -> dict[str, str]:

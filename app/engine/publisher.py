@@ -5,7 +5,8 @@ Celery's workers expect (task protocol 2).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,13 +16,12 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 
-from app.engine.queues import BROKER_ERRORS, TASKS
-from app.engine.state import Message
+from app.engine.message import RECORD, Message, record_header
+from app.engine.queues import BROKER_ERRORS, EVENTS, TASKS
 
 log = structlog.get_logger(__name__)
 
-# The header under which a message carries what its record is made of.
-RECORD = "record"
+CONTROL = "celery.pidbox"  # where Celery's workers listen for orders
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -31,19 +31,6 @@ class Refused(Exception):  # noqa: N818
 
 class Unconfirmed(Exception):  # noqa: N818
     """Whether the broker has taken the message is not known: no answer in time, or the connection was lost."""
-
-
-def record_header(message: Message) -> dict[str, Any]:
-    """What a message repeats of its record, so that a worker can tell runs apart and make a lost record again."""
-    return {
-        "epoch": message.epoch,
-        "publish": message.publish,
-        "queue": message.queue,
-        "digest": message.digest,
-        "request_id": message.request_id,
-        "owner": message.owner,
-        "created_at": message.created_at,
-    }
 
 
 def envelope(message: Message) -> aio_pika.Message:
@@ -121,8 +108,13 @@ class Publisher:
             exchange = await asyncio.wait_for(self._open_exchange(), self._timeout)
         except TimeoutError as error:
             raise Refused("no connection to the broker in time") from error
+        await self._send(exchange, envelope(message), message.queue, mandatory=True)
+
+    async def _send(
+        self, exchange: AbstractExchange, message: aio_pika.Message, routing_key: str, *, mandatory: bool
+    ) -> None:
         try:
-            await exchange.publish(envelope(message), routing_key=message.queue, mandatory=True, timeout=self._timeout)
+            await exchange.publish(message, routing_key=routing_key, mandatory=mandatory, timeout=self._timeout)
         except DeliveryError as error:
             raise Refused(f"the broker refused the message: {type(error).__name__}") from error
         except (TimeoutError, *CONNECTION_EXCEPTIONS, OSError, asyncio.CancelledError) as error:
@@ -130,15 +122,59 @@ class Publisher:
                 raise
             raise Unconfirmed(f"no confirm from the broker: {type(error).__name__}") from error
 
+    async def emit(self, event: Mapping[str, Any]) -> None:
+        """Publish a CloudEvents 1.0 document to the exchange `events`, its type being the routing key.
+
+        Nobody may listen. Raises as `publish` does.
+        """
+        message = aio_pika.Message(
+            orjson.dumps(event),
+            content_type="application/cloudevents+json",
+            message_id=event["id"],
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        async with self.channel() as channel:
+            exchange = await channel.get_exchange(EVENTS.name, ensure=False)
+            await self._send(exchange, message, event["type"], mandatory=False)
+
+    async def broadcast(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """Give all workers an order (Celery's remote control); none may hear it. Raises as `publish` does."""
+        order = {"method": method, "arguments": arguments, "destination": None, "pattern": None, "matcher": None}
+        message = aio_pika.Message(
+            orjson.dumps(order), content_type="application/json", content_encoding="utf-8", headers={"expires": None}
+        )
+        async with self.channel() as channel:
+            exchange = await channel.declare_exchange(CONTROL, "fanout", durable=False)
+            await self._send(exchange, message, "", mandatory=False)
+
+    async def depths(self, queues: Iterable[str]) -> dict[str, int]:
+        """How many messages are ready in each queue. Raises `Refused` when the broker cannot say."""
+        async with self.channel() as channel:
+            found = {}
+            for name in queues:
+                queue = await channel.declare_queue(name, passive=True, timeout=self._timeout)
+                found[name] = queue.declaration_result.message_count or 0
+            return found
+
     async def ping(self) -> None:
         """Ask the broker for a sign of life. Raises `Refused` when it is away; bound the wait yourself."""
+        async with self.channel():
+            pass
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        """A channel of one's own on this connection, with confirms. Raises `Refused` when the broker is away."""
         try:
-            await self._open_exchange()
+            await asyncio.wait_for(self._open_exchange(), self._timeout)
             assert self._connection is not None  # noqa: S101
-            channel = await self._connection.channel()
-            await channel.close()
-        except (*CONNECTION_EXCEPTIONS, OSError) as error:
-            raise Refused(f"the broker does not answer: {type(error).__name__}") from error
+            channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            try:
+                yield channel
+            finally:
+                if not channel.is_closed:
+                    await _close_within(channel.close, self._timeout)
+        except (TimeoutError, *CONNECTION_EXCEPTIONS, OSError) as error:
+            raise Refused(f"the broker does not answer: {type(error).__name__}: {error}") from error
 
     async def _open_exchange(self) -> AbstractExchange:
         channel = self._channel

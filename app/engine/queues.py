@@ -23,6 +23,7 @@ from app.settings import Settings
 
 TASKS = Exchange("tasks", type="topic", durable=True)
 DEAD = Exchange("dead", type="fanout", durable=True)
+EVENTS = Exchange("events", type="topic", durable=True)
 
 # All that kombu and what is below it raise when the broker is away or refuses.
 BROKER_ERRORS = (KombuError, AMQPError, OSError)
@@ -46,9 +47,22 @@ def task_queues(*, max_length: int, delivery_limit: int) -> list[Queue]:
 
 
 def dead_queue(*, max_length: int) -> Queue:
-    """Where dead letters wait; when it is full they wait in their own queue instead."""
-    arguments = {"x-queue-type": "quorum", "x-max-length": max_length, "x-overflow": "reject-publish"}
+    """Where dead letters wait for beat; when it is full they wait in their own queue instead."""
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-max-length": max_length,
+        "x-overflow": "reject-publish",
+        # RabbitMQ 4 drops what has come back 20 times unless told otherwise; beat gives back what it could not keep.
+        "x-delivery-limit": 1_000_000,
+    }
     return Queue(DEAD.name, DEAD, queue_arguments=arguments)
+
+
+def run_limits(settings: Settings) -> dict[str, float]:
+    """The seconds after which a run of a task of each queue has been ended."""
+    return {
+        name: settings.light_time_limit if name is QueueName.LIGHT else settings.heavy_time_limit for name in QueueName
+    }
 
 
 def declare(settings: Settings) -> None:
@@ -64,6 +78,7 @@ def declare(settings: Settings) -> None:
         connection.connect()  # fails at once, where to use a channel would try again and again
         TASKS.bind(connection.default_channel).declare()
         DEAD.bind(connection.default_channel).declare()
+        EVENTS.bind(connection.default_channel).declare()
         _declare_queue(connection, dead_queue(max_length=settings.dead_letter_max_length))
         declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
         for queue in task_queues(max_length=settings.queue_max_length, delivery_limit=settings.queue_delivery_limit):

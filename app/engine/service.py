@@ -1,6 +1,7 @@
 """What the API does with tasks: take them in, tell of them, cancel them."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,14 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from app import problems
 from app.contracts import TASKS, Queue, TaskName
 from app.database import TaskResultRepository
+from app.engine.dead_letters import message_of_letter
 from app.engine.identity import Principal
-from app.engine.publisher import Publisher, Refused
-from app.engine.state import AsyncTaskStore, Message, Status, document, error_document, new_publish
+from app.engine.message import Message, new_publish
+from app.engine.publisher import Publisher, Refused, Unconfirmed
+from app.engine.state import AsyncTaskStore, Created, Status, document, error_document
+
+CANCELLING = "CANCELLING"  # what a running task is until it notices that it is to end
+RETRY_MAX = 60  # seconds that a client is sent away for at most
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +45,7 @@ class TaskService:
         self._publisher = publisher
         self._results = results
         # A publish waits at most one timeout for a connection and one for the confirm.
-        self._lease = 2 * publish_timeout + 1
+        self.lease = 2 * publish_timeout + 1
 
     async def submit(  # noqa: PLR0913  all that makes a task
         self,
@@ -84,6 +90,36 @@ class TaskService:
             raise problems.NotFound("There is no task with this id.")
         return found
 
+    async def replay(self, letter: Mapping[str, Any]) -> bool:
+        """Publish the task of a dead letter again under its own id; False where it was done, or has run, already.
+
+        `letter` is as `engine.dead_letters.letter` made it. Raises `Conflict` for a letter that is no task, and
+        `QueueFull`, `NotPublished`, `Unavailable`; after each of those it may be tried again.
+        """
+        if letter["task_id"] is None:
+            raise problems.Conflict("This message was never a task: it cannot be replayed.")
+        message = message_of_letter(letter)
+        created = await self._store.reopen(message, lease=self.lease)
+        if created.outcome == "exists":
+            return False
+        if created.outcome != "created":
+            raise self._full(message.queue, created)
+        await self._publish(replace(message, epoch=created.epoch, created_at=created.created_at))
+        return True
+
+    async def terminate(self, task_id: str, principal: Principal) -> str:
+        """Cancel a task and end the worker process that runs it, which may leave the work half done.
+
+        Raises as `cancel` does, and `NotPublished` where the broker does not take the order.
+        """
+        status = await self.cancel(task_id, principal)
+        if status == CANCELLING:
+            try:
+                await self._publisher.broadcast("revoke", {"task_id": task_id, "terminate": True, "signal": "TERM"})
+            except (Refused, Unconfirmed) as error:
+                raise problems.NotPublished("The workers could not be told; the task stops by itself.") from error
+        return status
+
     async def cancel(self, task_id: str, principal: Principal) -> str:
         """Ask for a task's end; answers CANCELLED, or CANCELLING while it runs.
 
@@ -109,10 +145,10 @@ class TaskService:
 
     async def _create(self, message: Message) -> Message | None:
         """The message to publish, or None where an earlier request has done so."""
-        deadline = asyncio.get_running_loop().time() + self._lease
+        deadline = asyncio.get_running_loop().time() + self.lease
         while True:
             try:
-                created = await self._store.create(message, lease=self._lease)
+                created = await self._store.create(message, lease=self.lease)
             except OutOfMemoryError as error:
                 raise problems.QueueFull("Redis holds as much as it may; nothing was done.") from error
             match created.outcome:
@@ -122,15 +158,22 @@ class TaskService:
                     return None
                 case "conflict":
                     raise problems.KeyReused
-                case "full":
-                    raise problems.QueueFull(f"The queue {message.queue} is full; nothing was done.")
-                case "backlog":
-                    raise problems.QueueFull("Finished tasks wait to be archived; nothing was done.")
+                case "full" | "backlog":
+                    raise self._full(message.queue, created)
                 case "leased":
                     # Another request with this identity is publishing: it will end, or its lease will.
                     if asyncio.get_running_loop().time() > deadline:
                         raise problems.InFlight
                     await asyncio.sleep(min(created.lease_left, 0.1))
+
+    def _full(self, queue: str, created: Created) -> problems.QueueFull:
+        if created.outcome == "backlog":
+            return problems.QueueFull("Finished tasks wait to be archived; nothing was done.")
+        # When a tenth of the queue will have drained: sooner, the next of many clients would take the place.
+        seconds = self._store.queue_max / 10 / created.drain_rate if created.drain_rate else RETRY_MAX
+        return problems.QueueFull(
+            f"The queue {queue} is full; nothing was done.", retry_after=math.ceil(min(seconds, RETRY_MAX))
+        )
 
     async def _publish(self, message: Message) -> None:
         # Shielded: a client that goes away must not leave a record between its two writes.

@@ -8,23 +8,26 @@ awaiting (API, beat), one blocking (Celery's prefork children).
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
-from uuid import uuid4
+from typing import Any, Literal, NamedTuple, Self
 
 import orjson
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from app.contracts import nested_deeper
+from app.database import ResultReader
+from app.engine.message import Message
 
+RUN_MARGIN = 30_000  # ms past its time limit after which a run that has not ended is taken for lost
 RESULT_MAX_DEPTH = 64  # levels; MongoDB takes no more than 100 a document
 
 FINISHED = "tasks:finished"  # stream of ids whose final record the archive has not written yet
 REFUSED = "tasks:refused"  # stream of ids that MongoDB refused to take, with the reason
+OPEN = "tasks:open"  # ids that have not ended, by when the reconciler is to look at them
 CELERY_RESULT = "celery-task-meta-"  # Celery's own key for a result
 
 
@@ -53,12 +56,17 @@ def waiting_key(queue: str) -> str:
     return f"queue:{queue}:waiting"
 
 
+def drain_key(queue: str) -> str:
+    """The key of the counts of tasks that have left `queue` lately."""
+    return f"queue:{queue}:drain"
+
+
 def _keys(task_id: str, queue: str) -> list[str]:
-    # What a transition may touch: the record, its place in the queue, the archive's stream.
-    return [record_key(task_id), waiting_key(queue), FINISHED]
+    # What a transition may touch: the record, its queue, the archive's stream, the reconciler's list.
+    return [record_key(task_id), waiting_key(queue), drain_key(queue), FINISHED, OPEN]
 
 
-def _script(name: str, *, allow_oom: bool = True) -> str:
+def _load(name: str, *, allow_oom: bool = True) -> str:
     # Only what adds a task may fail when Redis is full: ending one is what makes room.
     folder = files("app.engine").joinpath("lua")
     shebang = "#!lua flags=allow-oom\n" if allow_oom else ""
@@ -66,54 +74,39 @@ def _script(name: str, *, allow_oom: bool = True) -> str:
 
 
 SCRIPTS = {
-    "create": _script("create", allow_oom=False),
+    **{name: _load(name, allow_oom=False) for name in ("create", "reopen")},
     **{
-        name: _script(name)
+        name: _load(name)
         for name in (
             "confirm", "withdraw", "start", "recreate", "progress", "retry", "finish", "cancel", "archived",
+            "bury", "retake", "postpone",
         )
     },
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A task as it travels: what the record is made of, and what every message repeats so that it can be made again.
-
-    `owner` is the API key that made it, "" where none did; `publish` names one publish; `created_at` is in milliseconds
-    since the epoch, 0 before the record is written; `run` counts the starts of the record up to this one, 0 before it
-    has started.
-    """
-
-    task_id: str
-    name: str
-    queue: str
-    payload: Mapping[str, Any]
-    digest: str
-    request_id: str
-    owner: str = ""
-    epoch: int = 1
-    retries: int = 0
-    publish: str = ""
-    created_at: int = 0
-    run: int = 0
-
-    def fields(self) -> list[str | bytes]:
-        """The record's unchanging fields and values, in a row."""
-        payload = orjson.dumps(self.payload)
-        return [
-            "name", self.name, "queue", self.queue, "payload", payload, "request_id", self.request_id,
-            "owner", self.owner,
-        ]  # fmt: skip
-
-
 class Created(NamedTuple):
-    """What `create` found: an outcome, and what belongs to it."""
+    """What `create` or `reopen` found: an outcome, and what belongs to it."""
 
     outcome: Literal["created", "leased", "exists", "conflict", "full", "backlog"]
     epoch: int = 0
     created_at: int = 0
     lease_left: float = 0  # seconds
+    drain_rate: float = 0  # tasks a second that leave the queue
+
+    @classmethod
+    def of(cls, answer: list[Any]) -> Self:
+        """What a script's answer says."""
+        match answer:
+            case ["created", epoch, created_at]:
+                return cls("created", epoch=int(epoch), created_at=int(created_at))
+            case ["leased", left]:
+                return cls("leased", lease_left=left / 1000)
+            case ["full", rate]:
+                return cls("full", drain_rate=float(rate))
+            case [outcome, *_]:
+                return cls(outcome)
+        raise TypeError(answer)
 
 
 class Started(NamedTuple):
@@ -142,11 +135,6 @@ def encode_result(result: Any) -> bytes:
     if nested_deeper(result, RESULT_MAX_DEPTH):
         raise ValueError(f"it is nested deeper than {RESULT_MAX_DEPTH} levels")
     return json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def new_publish() -> str:
-    """A name for one publish of one message."""
-    return uuid4().hex
 
 
 def _time(milliseconds: str | None) -> str | None:
@@ -191,50 +179,48 @@ def document(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
 class AsyncTaskStore:
     """Records as API and beat use them. Every method raises `redis.exceptions.RedisError` when Redis cannot serve."""
 
-    def __init__(self, redis: AsyncRedis, *, queue_max: int, backlog_max: int, result_ttl: int) -> None:
+    def __init__(
+        self, redis: AsyncRedis, *, queue_max: int, backlog_max: int, result_ttl: int, look_after: float
+    ) -> None:
         self.redis = redis
-        self._queue_max = queue_max
+        self.queue_max = queue_max
         self._backlog_max = backlog_max
         self._result_ttl = result_ttl
+        self._look_after = int(look_after * 1000)
         self._scripts = {name: redis.register_script(text) for name, text in SCRIPTS.items()}
 
     async def create(self, message: Message, *, lease: float) -> Created:
         """Write `message`'s record, PENDING, under a lease of `lease` seconds, unless its identity has one already."""
-        keys = _keys(message.task_id, message.queue)
-        arguments: list[Any] = [message.task_id, message.digest, int(lease * 1000), message.publish]
-        answer = await self._scripts["create"](
-            keys=keys, args=[*arguments, self._queue_max, self._backlog_max, *message.fields()]
-        )
-        match answer:
-            case ["created", epoch, created_at]:
-                return Created("created", epoch=int(epoch), created_at=int(created_at))
-            case ["leased", left]:
-                return Created("leased", lease_left=left / 1000)
-            case [outcome, *_]:
-                return Created(outcome)
-        raise TypeError(answer)
+        arguments = [message.task_id, message.digest, int(lease * 1000), message.publish]
+        answer = await self._run("create", message, *arguments, self.queue_max, self._backlog_max, *message.fields())
+        return Created.of(answer)
+
+    async def reopen(self, message: Message, *, lease: float) -> Created:
+        """Make the failed task of `message` PENDING again, under a lease; `message.epoch` is the one it failed in."""
+        arguments = [message.task_id, message.epoch, int(lease * 1000), message.publish]
+        fields = [*message.fields(), "digest", message.digest, "created_at", message.created_at]
+        return Created.of(await self._run("reopen", message, *arguments, self.queue_max, self._backlog_max, *fields))
 
     async def confirm(self, message: Message) -> None:
         """End the lease of a message that the broker confirmed."""
-        keys = [record_key(message.task_id), waiting_key(message.queue)]
-        await self._scripts["confirm"](keys=keys, args=[message.task_id, message.publish])
+        await self._run("confirm", message, message.task_id, message.publish, self._look_after)
 
     async def withdraw(self, message: Message, *, certain: bool, error: Mapping[str, str]) -> Status | None:
         """Take back a record whose message was not confirmed; `certain` if the broker refused it.
 
         Returns None if that was done, else the status that the record has by another hand.
         """
-        status = await self._scripts["withdraw"](
-            keys=_keys(message.task_id, message.queue),
-            args=[message.task_id, message.publish, int(certain), orjson.dumps(error)],
+        status = await self._run(
+            "withdraw", message, message.task_id, message.publish, int(certain), orjson.dumps(error)
         )
         return Status(status) if status else None
 
     async def cancel(self, task_id: str, queue: str) -> str | None:
         """Ask for a task's end: CANCELLED, CANCELLING, another final status, or None for an unknown id."""
         error = error_document("cancelled", "Cancelled before it ran.")
-        keys = _keys(task_id, queue)
-        status: str | None = await self._scripts["cancel"](keys=keys, args=[task_id, orjson.dumps(error)])
+        status: str | None = await self._scripts["cancel"](
+            keys=_keys(task_id, queue), args=[task_id, orjson.dumps(error)]
+        )
         return status
 
     async def record(self, task_id: str) -> dict[str, str]:
@@ -255,25 +241,91 @@ class AsyncTaskStore:
         async with self.redis.pipeline(transaction=False) as pipe:
             for entry, task_id, version in rows:
                 await self._scripts["archived"](
-                    keys=[record_key(task_id), FINISHED], args=[group, entry, version, self._result_ttl], client=pipe
+                    keys=_keys(task_id, ""), args=[group, entry, version, self._result_ttl], client=pipe
                 )
             await pipe.execute()
 
+    async def bury(
+        self, message: Message, *, too_often: bool, starts: int, error: Mapping[str, str], reason: str
+    ) -> Literal["FAILURE", "again", "stale"]:
+        """End a task whose message was dead-lettered; makes its record again if Redis has lost it.
+
+        `too_often` tells that the broker gave up on a message that came back; with fewer than `starts` starts in the
+        record the task is not to blame, and "again" has the reconciler publish it once more.
+        """
+        arguments = [message.task_id, message.epoch, message.retries, message.publish]
+        arguments += [int(too_often), starts, orjson.dumps(error), reason]
+        answer: Literal["FAILURE", "again", "stale", "missing"] = await self._run("bury", message, *arguments)
+        if answer == "missing":
+            await self._run("recreate", message, message.task_id, self._look_after, *_recreated(message))
+            answer = await self._run("bury", message, *arguments)
+        return "stale" if answer == "missing" else answer  # cancelled away in between
+
+    async def due(self, limit: int) -> list[str]:
+        """At most `limit` ids of open tasks that are to be looked at now, those that wait longest first."""
+        seconds, microseconds = await self.redis.time()
+        now = seconds * 1000 + microseconds // 1000
+        ids: Any = await self.redis.zrange(OPEN, "-inf", now, byscore=True, offset=0, num=limit)
+        return list(ids)
+
+    async def retake(self, message: Message, *, looks: int, lease: float, again_in: float) -> bool:
+        """Take over a task that was looked at `looks` times, to publish `message` for it; False if it has moved on."""
+        arguments = [message.task_id, looks, message.publish, int(lease * 1000), int(again_in * 1000)]
+        return bool(await self._run("retake", message, *arguments))
+
+    async def postpone(self, rows: list[tuple[str, int, float]]) -> None:
+        """Look again at tasks later: rows of (task id, how often it was looked at, seconds until then)."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for task_id, looks, seconds in rows:
+                await self._scripts["postpone"](
+                    keys=_keys(task_id, ""), args=[task_id, looks, int(seconds * 1000)], client=pipe
+                )
+            await pipe.execute()
+
+    async def _run(self, name: str, message: Message, *arguments: Any) -> Any:
+        return await self._scripts[name](keys=_keys(message.task_id, message.queue), args=arguments)
+
 
 class TaskStore:
-    """Records as a worker uses them. Every method raises `redis.exceptions.RedisError` when Redis cannot serve."""
+    """Records as a worker uses them.
 
-    def __init__(self, redis: Redis, *, celery_result_ttl: int) -> None:
+    Every method raises `redis.exceptions.RedisError` when Redis cannot serve; `start` also
+    `pymongo.errors.PyMongoError`, where only the archive knows what became of a task.
+    `run_limits` has the seconds that a run may take, by queue.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        archive: ResultReader,
+        *,
+        celery_result_ttl: int,
+        look_after: float,
+        run_limits: Mapping[str, float],
+    ) -> None:
         self._redis = redis
+        self._archive = archive
         self._celery_result_ttl = celery_result_ttl
+        self._look_after = int(look_after * 1000)
+        self._run_limits = {queue: int(seconds * 1000) + RUN_MARGIN for queue, seconds in run_limits.items()}
         self._scripts = {name: redis.register_script(text) for name, text in SCRIPTS.items()}
 
     def start(self, message: Message, worker: str) -> Started:
-        """Decide whether a message's task runs; makes its record again if Redis has lost it."""
-        keys = _keys(message.task_id, message.queue)
+        """Decide whether a message's task runs.
+
+        A record that Redis does not have is made again, unless the archive has it: then the task has ended, and its
+        message is a late one.
+        """
         cancelled = orjson.dumps(error_document("cancelled", "Cancelled while it ran."))
         arguments = [message.task_id, message.epoch, message.retries, message.publish, worker, cancelled]
-        answer = self._run(message, "start", keys, arguments)
+        arguments.append(self._run_limit(message))
+        answer = self._script("start", message, *arguments)
+        if answer == ["missing"]:
+            ended = self._archive.get(message.task_id)
+            if ended is not None and ended["epoch"] >= message.epoch:
+                return _started_too_late(ended)
+            self._recreate(message, running=False)
+            answer = self._script("start", message, *arguments)
         match answer:
             case ["run", run]:
                 return Started("run", run=int(run))
@@ -291,26 +343,27 @@ class TaskStore:
 
     def progress(self, message: Message, current: int, total: int) -> Literal["go", "cancel", "lost"]:
         """Write how far a run has come; answers whether it is to go on."""
-        keys = [record_key(message.task_id)]
-        answer: Literal["go", "cancel", "lost", "missing"] = self._scripts["progress"](
-            keys=keys, args=[*_run(message), current, total]
+        answer: Literal["go", "cancel", "lost", "missing"] = self._script(
+            "progress", message, *_run_of(message), current, total
         )
         # A lost record is made again by the end of the run; to stop now would help nobody.
         return "go" if answer == "missing" else answer
 
     def retry(self, message: Message, due_in: float, error: Mapping[str, str]) -> Literal["RETRY", "CANCELLED", "lost"]:
         """Write RETRY for the next attempt, due in `due_in` seconds; `message` is the attempt that failed."""
-        keys = _keys(message.task_id, message.queue)
-        arguments = [message.task_id, *_run(message), int(due_in * 1000), orjson.dumps(error)]
-        answer: Literal["RETRY", "CANCELLED", "lost"] = self._run(message, "retry", keys, arguments)
+        arguments = [message.task_id, *_run_of(message), int(due_in * 1000), orjson.dumps(error), self._look_after]
+        answer: Literal["RETRY", "CANCELLED", "lost"] = self._ensured("retry", message, *arguments)
         return answer
 
-    def finish(self, message: Message, status: Status, value: bytes, celery_result: str | bytes) -> str:
-        """Write a run's final state and Celery's result; answers the status, or "lost" where it had no effect."""
-        keys = [*_keys(message.task_id, message.queue), CELERY_RESULT + message.task_id]
-        field = "result" if status is Status.SUCCESS else "error"
-        arguments = [message.task_id, *_run(message), status, field, value, celery_result, self._celery_result_ttl]
-        answer: str = self._run(message, "finish", keys, arguments)
+    def finish(
+        self, message: Message, status: Status, fields: Mapping[str, str | bytes], celery_result: str | bytes
+    ) -> str:
+        """Write a run's final state with `fields` (result, or error and reason) and Celery's result.
+
+        Answers the status, or "lost" where it had no effect.
+        """
+        arguments = [message.task_id, *_run_of(message), status, celery_result, self._celery_result_ttl]
+        answer: str = self._ensured("finish", message, *arguments, *_flat(fields))
         return answer
 
     def fail(self, task_id: str, error: Mapping[str, str]) -> None:
@@ -318,37 +371,51 @@ class TaskStore:
         record: Any = self._redis.hgetall(record_key(task_id))
         if not record:
             return
-        message = Message(
-            task_id=task_id,
-            name=record["name"],
-            queue=record["queue"],
-            payload=orjson.loads(record["payload"]),
-            digest=record["digest"],
-            request_id=record["request_id"],
-            owner=record["owner"],
-            epoch=int(record["epoch"]),
-            retries=int(record["retries"]),
-            publish=new_publish(),
-            created_at=int(record["created_at"]),
-        )
+        message = Message.of_record(task_id, record)
         started = self.start(message, worker="")
         if started.outcome == "run":
-            self.finish(replace(message, run=started.run), Status.FAILURE, encode_result(error), "{}")
+            fields: dict[str, str | bytes] = {"error": orjson.dumps(error), "reason": error["type"]}
+            self.finish(replace(message, run=started.run), Status.FAILURE, fields, "{}")
 
-    def _run(self, message: Message, name: str, keys: list[str], arguments: list[Any]) -> Any:
-        answer = self._scripts[name](keys=keys, args=arguments)
-        if answer in ("missing", ["missing"]):
-            self._recreate(message, running=name != "start")
-            answer = self._scripts[name](keys=keys, args=arguments)
+    def _ensured(self, name: str, message: Message, *arguments: Any) -> Any:
+        # For the run of a task, whose record may get lost under it.
+        answer = self._script(name, message, *arguments)
+        if answer == "missing":
+            self._recreate(message, running=True)
+            answer = self._script(name, message, *arguments)
         return answer
 
+    def _script(self, name: str, message: Message, *arguments: Any) -> Any:
+        keys = _keys(message.task_id, message.queue)
+        if name == "finish":
+            keys.append(CELERY_RESULT + message.task_id)
+        return self._scripts[name](keys=keys, args=arguments)
+
     def _recreate(self, message: Message, *, running: bool) -> None:
-        fields: list[Any] = [*message.fields(), "epoch", message.epoch, "retries", message.retries]
-        fields += ["digest", message.digest, "created_at", message.created_at or int(time.time() * 1000)]
+        fields = _recreated(message)
         if running:
             fields += ["status", Status.STARTED, "publish", message.publish, "attempts", message.run]
-        self._scripts["recreate"](keys=[record_key(message.task_id)], args=fields)
+        look_after = self._run_limit(message) if running else self._look_after
+        self._script("recreate", message, message.task_id, look_after, *fields)
+
+    def _run_limit(self, message: Message) -> int:
+        return self._run_limits.get(message.queue, max(self._run_limits.values()))
 
 
-def _run(message: Message) -> list[int | str]:
+def _run_of(message: Message) -> list[int | str]:
     return [message.epoch, message.retries, message.publish, message.run]
+
+
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
+    return [part for field in fields.items() for part in field]
+
+
+def _recreated(message: Message) -> list[Any]:
+    fields: list[Any] = [*message.fields(), "epoch", message.epoch, "retries", message.retries]
+    return [*fields, "digest", message.digest, "created_at", message.created_at or int(time.time() * 1000)]
+
+
+def _started_too_late(ended: Mapping[str, Any]) -> Started:
+    if ended["status"] == Status.SUCCESS:
+        return Started("stored", result=ended["result"])
+    return Started("dead", error=ended["error"] or error_document("cancelled", "Cancelled."))

@@ -6,20 +6,21 @@ then rejects the message, which RabbitMQ dead-letters.
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any, ClassVar
 
 import celery
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from app.engine.backend import has_record, message_of, patiently
-from app.engine.errors import PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
-from app.engine.publisher import RECORD, record_header
+from app.engine.backend import patiently
+from app.engine.errors import PERMANENT, PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
+from app.engine.message import RECORD, Message, has_record, message_of, new_publish, record_header
 from app.engine.queues import BROKER_ERRORS
-from app.engine.state import Message, Started, encode_result, new_publish
+from app.engine.state import Started, encode_result
 
 log = structlog.get_logger(__name__)
 
@@ -47,16 +48,35 @@ def backoff(retries: int, cap: int) -> int:
     return random.randint(1, max(1, min(cap, 2 ** min(retries + 1, 30))))  # noqa: S311  spreads load, hides nothing
 
 
+def fenced(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that is called only by the process that wrote the state it tells of, and whose errors end nothing."""
+
+    @wraps(hook)
+    def call(self: "Task", outcome: Any, task_id: str, *args: Any) -> None:
+        if self.backend.settled != task_id:
+            return
+        try:
+            hook(self, outcome, task_id, *args)
+        except Exception:
+            log.exception("a hook failed", hook=hook.__name__, task_id=task_id)
+
+    return call
+
+
 class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
     """Base of all tasks; `HeavyTask` and `LightTask` say how often a failure is tried again.
 
     A body raises `PermanentError` (or a subclass with a `kind`) where no further attempt would help; a payload that
     does not fit its schema and a passed time limit count as such. Any other exception is retried.
+
+    Hooks to override, with Celery's signatures: `on_success(result, task_id, args, kwargs)`, `on_retry` and
+    `on_failure(error, task_id, args, kwargs, einfo)`. Each is called once the state is written, at most once a state:
+    not by a run that was superseded, and not if the worker dies in between. What must not be missed listens to the
+    event `task.failed`.
     """
 
     abstract = True
     throws = (PermanentError,)
-    permanent: ClassVar[tuple[type[BaseException], ...]] = (PermanentError, ValidationError, SoftTimeLimitExceeded)
     backoff_cap: ClassVar[int] = 600
     # Taken from the configuration when the task is bound to its app.
     progress_interval: float = None  # type: ignore[assignment]  # None tells Celery to look there
@@ -66,6 +86,13 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         ("progress_interval", "progress_interval"),
         ("result_max_bytes", "result_max_bytes"),
     )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Fence the hooks that a subclass, or a task of it, defines."""
+        super().__init_subclass__(**kwargs)
+        for name in ("on_success", "on_retry", "on_failure"):
+            if name in vars(cls):
+                setattr(cls, name, fenced(vars(cls)[name]))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body for a message from the queue, or plainly when called as a function."""
@@ -133,7 +160,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         except Superseded:
             outcome = "superseded"
             raise Ignore from None
-        except self.permanent:
+        except PERMANENT:
             raise
         except Exception as error:
             outcome = "handed back"
@@ -169,6 +196,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             lambda: self.backend.store.retry(message, countdown, error_of(error)), self.backend.patience
         )
         if written == "RETRY":
+            self.backend.settled = message.task_id
             log.warning("attempt failed, will be retried", error=repr(error), retry_in=countdown)
             self._publish_again(message, message.retries + 1, countdown)
         return written

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
 
+from app.context import Context
 from app.settings import Settings
 from deploy.native.layout import Layout
 from deploy.native.ports import free_ports
@@ -51,6 +53,8 @@ class Stack:
             "STACK_DIR": str(directory),
             "TASK_MODULES": "tests.integration.tasks",
             "PUBLISH_TIMEOUT": "2",
+            "RECONCILE_AFTER": "2",
+            "RECONCILE_INTERVAL": "0.5",
             "LIGHT_SOFT_TIME_LIMIT": "3",
             "LIGHT_TIME_LIMIT": "5",
             "WORKER_SOFT_SHUTDOWN_TIMEOUT": "1",
@@ -125,6 +129,14 @@ def finished(api: httpx.Client, task_id: str, seconds: float = 30) -> dict[str, 
         return document if document["status"] in FINAL else None
 
     return wait_until(look, seconds)
+
+
+async def start(context: Context, name: str, queue: str, payload: dict[str, object]) -> str:
+    """The id of a new task that has no route."""
+    accepted = await context.tasks.submit(
+        name, payload, task_id=str(uuid4()), digest="", request_id=uuid4().hex, queue=queue
+    )
+    return accepted.task_id
 
 
 def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Tasks that only tests need: they fail, wait and return what they are told to."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -67,6 +69,47 @@ def exhausted(self: LightTask, payload: Failures) -> None:
 @celery.task(name="test.hopeless", base=LightTask, bind=True, pydantic=True)
 def hopeless(self: LightTask, payload: Failures) -> None:
     raise HopelessError(f"nothing helps {self.name} {payload.failures}")
+
+
+class Hooked(LightTask):
+    """Notes in Redis which hooks were called, and fails in each."""
+
+    abstract = True
+
+    def note(self, hook: str, task_id: str) -> None:
+        self.backend.client.rpush(f"hooks:{task_id}", hook)
+        raise OSError("a hook may fail")
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002  Celery's signature
+        self.note("success", task_id)
+
+    def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        self.note("retry", task_id)
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        self.note("failure", task_id)
+
+
+@celery.task(name="test.hooked", base=Hooked, bind=True, pydantic=True, backoff_cap=1, max_retries=1)
+def hooked(self: LightTask, payload: Failures) -> str:
+    if self.request.retries < payload.failures:
+        raise OSError("it fails")
+    return self.name
+
+
+@celery.task(name="test.poison", base=HeavyTask, bind=True, pydantic=True)
+def poison(self: HeavyTask, payload: Failures) -> int:
+    """Kills its process, as an extension that crashes does, as often as it is told to."""
+    starts = self.backend.client.incr(f"poison:{self.request.id}")
+    if starts <= payload.failures:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return starts
+
+
+@celery.task(name="test.sleep", base=HeavyTask, pydantic=True)
+def sleep(payload: Late) -> None:
+    """Reports no progress, so that it cannot be cancelled but by ending its process."""
+    time.sleep(payload.seconds)
 
 
 @celery.task(name="test.endless", base=LightTask, pydantic=True)

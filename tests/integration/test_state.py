@@ -2,19 +2,23 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
 import redis.asyncio
 
-from app.engine.state import AsyncTaskStore, Message, Status, TaskStore, error_document, record_key
+from app.database import ResultReader
+from app.engine.message import Message
+from app.engine.state import OPEN, AsyncTaskStore, Status, TaskStore, error_document, record_key
 from tests.integration.harness import Stack
 
 pytestmark = pytest.mark.integration
 
 DATABASE = 5  # not the one that the stack's processes use
 ERROR = error_document("not_published", "why")
+FAILED = {"error": b"{}", "reason": "permanent"}
 
 
 @pytest.fixture
@@ -26,14 +30,17 @@ def url(stack: Stack) -> str:
 async def store(url: str) -> AsyncIterator[AsyncTaskStore]:
     client = redis.asyncio.Redis.from_url(url, decode_responses=True)
     await client.flushdb()
-    yield AsyncTaskStore(client, queue_max=3, backlog_max=3, result_ttl=60)
+    yield AsyncTaskStore(client, queue_max=3, backlog_max=3, result_ttl=60, look_after=30)
     await client.aclose()
 
 
 @pytest.fixture
-def worker(url: str) -> Iterator[TaskStore]:
+def worker(stack: Stack, url: str) -> Iterator[TaskStore]:
     with redis.Redis.from_url(url, decode_responses=True) as client:
-        yield TaskStore(client, celery_result_ttl=60)
+        archive = ResultReader(stack.settings.mongodb_url.get_secret_value(), "test_state", timeout=5)
+        limits = {"light": 100.0, "heavy": 600.0}
+        yield TaskStore(client, archive, celery_result_ttl=60, look_after=30, run_limits=limits)
+        archive.close()
 
 
 def message(**fields: object) -> Message:
@@ -121,8 +128,8 @@ async def test_a_redelivery_takes_over_and_a_second_publish_does_not(store: Asyn
     # The worker that was thought dead comes back.
     assert worker.progress(first, 1, 2) == "lost"
     assert worker.retry(first, 5, ERROR) == "lost"
-    assert worker.finish(first, Status.FAILURE, b"{}", "{}") == "lost"
-    assert worker.finish(second, Status.SUCCESS, b'"done"', "{}") == Status.SUCCESS
+    assert worker.finish(first, Status.FAILURE, FAILED, "{}") == "lost"
+    assert worker.finish(second, Status.SUCCESS, {"result": b'"done"'}, "{}") == Status.SUCCESS
     repeated = worker.start(again(one), "w")
     assert (repeated.outcome, repeated.result) == ("stored", "done")
 
@@ -135,10 +142,10 @@ async def test_a_run_that_was_taken_over_changes_nothing_more(store: AsyncTaskSt
     assert worker.start(following, "w").outcome == "run"
     assert worker.progress(one, 1, 2) == "lost"
     assert worker.retry(one, 5, ERROR) == "lost"
-    assert worker.finish(one, Status.SUCCESS, b"1", "{}") == "lost"
+    assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == "lost"
     assert worker.progress(following, 1, 2) == "go"
-    assert worker.finish(following, Status.FAILURE, b"{}", "{}") == Status.FAILURE
-    assert worker.finish(following, Status.SUCCESS, b"1", "{}") == "lost"
+    assert worker.finish(following, Status.FAILURE, FAILED, "{}") == Status.FAILURE
+    assert worker.finish(following, Status.SUCCESS, {"result": b"1"}, "{}") == "lost"
     assert await status(store, one) == Status.FAILURE
 
 
@@ -172,7 +179,7 @@ async def test_a_call_that_is_repeated_is_answered_like_the_first(store: AsyncTa
 async def test_a_parent_that_knows_no_run_ends_the_one_that_is_there(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
     started(worker, one)
-    assert worker.finish(one, Status.FAILURE, b"{}", "{}") == Status.FAILURE
+    assert worker.finish(one, Status.FAILURE, FAILED, "{}") == Status.FAILURE
 
 
 async def test_what_was_never_published_holds_no_place_past_its_lease(store: AsyncTaskStore) -> None:
@@ -211,7 +218,7 @@ async def test_cancel_in_every_state(store: AsyncTaskStore, worker: TaskStore) -
     assert worker.retry(running, 1, ERROR) == "CANCELLED"
     ended = await made(store)
     worker.start(ended, "w")
-    worker.finish(ended, Status.SUCCESS, b"1", "{}")
+    worker.finish(ended, Status.SUCCESS, {"result": b"1"}, "{}")
     assert await store.cancel(ended.task_id, "light") == "SUCCESS"
 
 
@@ -221,7 +228,7 @@ async def test_a_full_queue_and_a_full_archive_stream_refuse(store: AsyncTaskSto
     assert (await store.create(message(queue="heavy"), lease=10)).outcome == "created"
     for one in waiting:
         worker.start(one, "w")
-        worker.finish(one, Status.SUCCESS, b"1", "{}")
+        worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}")
     assert (await store.create(message(), lease=10)).outcome == "backlog"
     # What is known already is answered all the same.
     assert (await store.create(again(waiting[0]), lease=10)).outcome == "exists"
@@ -234,7 +241,7 @@ async def test_every_change_has_a_version_and_is_announced(store: AsyncTaskStore
         await store.create(one, lease=10)
         worker.start(one, "w")
         worker.progress(one, 1, 2)
-        worker.finish(one, Status.SUCCESS, b"1", "{}")
+        worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}")
         seen = []
         while len(seen) < 4:
             heard = await channel.get_message(ignore_subscribe_messages=True, timeout=5)
@@ -249,7 +256,7 @@ async def test_a_lost_record_is_made_again(store: AsyncTaskStore, worker: TaskSt
     assert worker.start(one, "w").outcome == "run"
     await store.redis.flushdb()
     assert worker.progress(one, 1, 2) == "go"
-    assert worker.finish(one, Status.SUCCESS, b"1", "{}") == Status.SUCCESS
+    assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
     record = await store.record(one.task_id)
     assert record["created_at"] == str(one.created_at)
     assert (record["name"], record["digest"], record["payload"]) == (one.name, one.digest, '{"text":"a"}')
@@ -281,7 +288,202 @@ async def test_a_full_redis_refuses_new_tasks_and_ends_old_ones(store: AsyncTask
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             await store.create(message(), lease=10)
         assert worker.start(one, "w").outcome == "run"
-        assert worker.finish(one, Status.SUCCESS, b"1", "{}") == Status.SUCCESS
+        assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
     finally:
         await store.redis.config_set("maxmemory", limit)
         await store.redis.config_set("maxmemory-policy", policy)
+
+
+async def looks(store: AsyncTaskStore, one: Message) -> float | None:
+    """Seconds until the reconciler looks at a task; None if it never will."""
+    at = await store.redis.zscore(OPEN, one.task_id)
+    seconds, _ = await store.redis.time()
+    return None if at is None else at / 1000 - seconds
+
+
+async def test_an_open_task_has_a_time_at_which_it_is_looked_at(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    assert 8 < await looks(store, one) <= 11
+    await store.confirm(one)
+    assert 28 < await looks(store, one) <= 31
+    run = started(worker, one)
+    assert 128 < await looks(store, one) <= 131  # its time limit and the margin
+    assert worker.retry(run, 50, ERROR) == "RETRY"
+    assert 78 < await looks(store, one) <= 81  # once it is overdue
+    following = started(worker, replace(again(run), retries=1, run=0))
+    worker.finish(following, Status.SUCCESS, {"result": b"1"}, "{}")
+    assert await looks(store, one) is None
+
+
+@pytest.mark.parametrize("certain", [True, False])
+async def test_what_is_withdrawn_is_not_looked_at(store: AsyncTaskStore, *, certain: bool) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    assert await store.withdraw(one, certain=certain, error=ERROR) is None
+    assert await looks(store, one) is None
+
+
+async def test_only_what_is_due_is_found_and_the_oldest_first(store: AsyncTaskStore) -> None:
+    first, second, third = message(), message(), message()
+    for one, lease in ((third, 10), (second, 0.002), (first, 0.001)):
+        await store.create(one, lease=lease)
+    await store.redis.zadd(OPEN, {first.task_id: 1, second.task_id: 2})
+    assert await store.due(10) == [first.task_id, second.task_id]
+    assert await store.due(1) == [first.task_id]
+
+
+async def test_of_two_reconcilers_one_takes_a_lost_task(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    await store.confirm(one)
+    mine, yours = again(one), again(one)
+    assert await store.retake(mine, looks=0, lease=10, again_in=60)
+    assert not await store.retake(yours, looks=0, lease=10, again_in=60)
+    assert 58 < await looks(store, one) <= 61
+    assert (await store.create(again(one), lease=10)).outcome == "leased"
+    await store.confirm(mine)
+    # The first message was not lost after all: whichever comes first runs, the other one does not.
+    started(worker, one)
+    assert worker.start(mine, "w").outcome == "duplicate"
+
+
+async def test_the_message_of_a_lost_run_takes_over_and_the_old_run_is_heard_no_more(
+    store: AsyncTaskStore, worker: TaskStore
+) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    old = started(worker, one)
+    new = again(one)
+    assert await store.retake(new, looks=0, lease=10, again_in=60)
+    assert worker.progress(old, 1, 2) == "lost"
+    run = started(worker, new)
+    assert worker.finish(old, Status.SUCCESS, {"result": b"0"}, "{}") == "lost"
+    assert worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
+    assert not await store.retake(again(one), looks=0, lease=10, again_in=60)
+
+
+async def test_a_look_that_found_nothing_is_put_off_and_forgotten_with_the_record(store: AsyncTaskStore) -> None:
+    one, gone = message(), message()
+    await store.create(one, lease=10)
+    await store.redis.zadd(OPEN, {gone.task_id: 1})
+    await store.postpone([(one.task_id, 0, 100), (gone.task_id, 0, 100)])
+    assert 98 < await looks(store, one) <= 101
+    assert await looks(store, gone) is None
+    await store.postpone([(one.task_id, 0, 500)])  # by another one, that looked at the same time
+    assert await looks(store, one) <= 101
+
+
+def bury(store: AsyncTaskStore, one: Message, *, too_often: bool = True) -> Any:
+    return store.bury(one, too_often=too_often, starts=2, error=ERROR, reason="poison")
+
+
+async def test_a_task_that_killed_its_workers_fails(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    for _ in range(2):
+        started(worker, one)
+    assert await bury(store, one) == "FAILURE"
+    record = await store.record(one.task_id)
+    assert (record["status"], record["reason"], record["attempts"]) == ("FAILURE", "poison", "2")
+    assert await store.redis.xlen("tasks:finished") == 1
+    assert await bury(store, one) == "FAILURE"  # the message once more
+    assert await store.redis.xlen("tasks:finished") == 1
+
+
+async def test_a_task_that_hardly_ran_is_not_blamed_for_its_deliveries(
+    store: AsyncTaskStore, worker: TaskStore
+) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    await store.confirm(one)
+    started(worker, one)
+    assert await bury(store, one) == "again"
+    assert await store.due(5) == [one.task_id]
+    new = again(one)
+    assert await store.retake(new, looks=0, lease=10, again_in=60)
+    started(worker, new)
+    assert await bury(store, one) == "stale"  # of the first message nothing depends any more
+    assert await bury(store, new) == "FAILURE"
+
+
+async def test_a_dead_message_ends_no_task_for_which_another_message_stands(
+    store: AsyncTaskStore, worker: TaskStore
+) -> None:
+    one = message()
+    await store.create(one, lease=10)
+    run = started(worker, one)
+    assert worker.retry(run, 50, ERROR) == "RETRY"
+    assert await bury(store, one, too_often=False) == "stale"
+    following = started(worker, replace(again(run), retries=1, run=0))
+    assert await bury(store, one, too_often=False) == "stale"
+    worker.finish(following, Status.SUCCESS, {"result": b"1"}, "{}")
+    assert await bury(store, following, too_often=False) == "stale"
+    assert await status(store, one) == Status.SUCCESS
+
+
+async def test_a_dead_message_whose_record_is_lost_still_ends_its_task(store: AsyncTaskStore) -> None:
+    one = message(created_at=1_700_000_000_000)
+    assert await bury(store, one, too_often=False) == "FAILURE"
+    record = await store.record(one.task_id)
+    assert (record["status"], record["created_at"], record["owner"]) == ("FAILURE", "1700000000000", "")
+
+
+async def failed(store: AsyncTaskStore, worker: TaskStore, one: Message) -> None:
+    created = await store.create(one, lease=10)
+    await store.confirm(one)
+    run = started(worker, replace(one, epoch=created.epoch))
+    assert worker.finish(run, Status.FAILURE, FAILED, "{}") == Status.FAILURE
+
+
+async def test_a_failed_task_is_reopened_once_and_its_old_messages_are_void(
+    store: AsyncTaskStore, worker: TaskStore
+) -> None:
+    one = message()
+    await failed(store, worker, one)
+    replay = again(one)
+    created = await store.reopen(replay, lease=10)
+    assert (created.outcome, created.epoch) == ("created", 2)
+    assert (await store.reopen(replay, lease=10)).epoch == 2  # the same call, its answer lost
+    assert (await store.reopen(again(one), lease=10)).outcome == "exists"
+    assert worker.start(one, "w").outcome == "stale"
+    record = await store.record(one.task_id)
+    assert record["status"] == "PENDING"
+    assert not {"error", "reason", "finished_at"} & record.keys()
+    run = started(worker, replace(replay, epoch=2))
+    assert worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
+    assert (await store.reopen(again(one), lease=10)).outcome == "exists"
+
+
+async def test_a_replay_that_the_broker_did_not_take_may_be_tried_again(
+    store: AsyncTaskStore, worker: TaskStore
+) -> None:
+    one = message()
+    await failed(store, worker, one)
+    replay = again(one)
+    await store.reopen(replay, lease=10)
+    assert await store.withdraw(replay, certain=True, error=ERROR) is None
+    assert await status(store, one) == "FAILURE"
+    created = await store.reopen(again(one), lease=10)
+    assert (created.outcome, created.epoch) == ("created", 3)
+
+
+async def test_a_record_that_has_expired_is_reopened_from_its_letter(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = message(created_at=1_700_000_000_000, epoch=4)
+    created = await store.reopen(one, lease=10)
+    assert (created.outcome, created.epoch, created.created_at) == ("created", 5, one.created_at)
+    started(worker, replace(one, epoch=5))
+
+
+async def test_a_full_queue_tells_how_fast_it_drains(store: AsyncTaskStore, worker: TaskStore) -> None:
+    waiting = [message() for _ in range(3)]
+    for one in waiting:
+        await store.create(one, lease=10)
+    full = await store.create(message(), lease=10)
+    assert (full.outcome, full.drain_rate) == ("full", 0)
+    for one in waiting[:2]:
+        started(worker, one)
+        await store.create(message(), lease=10)
+    full = await store.create(message(), lease=10)
+    assert full.outcome == "full"
+    assert 0.1 <= full.drain_rate <= 0.2  # two in a window of ten seconds

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.archive import GROUP, Archive
+from app.engine.archive import GROUP, Archive, failure_event
+from app.engine.dead_letters import letter
+from app.engine.publisher import Refused
 from app.engine.task import _whole
 
 RECORD = {
@@ -22,6 +24,9 @@ class Servers:
         self.stored: list[str] = []
         self.settled: list[tuple[str, str, str]] = []
         self.set_aside: list[str] = []
+        self.letters: list[str] = []
+        self.told: list[str] = []
+        self.broker_away = False
         self.redis = SimpleNamespace(xadd=self.xadd)
 
     async def records(self, ids: list[str]) -> list[dict[str, str]]:
@@ -35,15 +40,26 @@ class Servers:
         assert group == GROUP
         self.settled = rows
 
+    async def add(self, letters: list[dict[str, Any]]) -> None:
+        self.letters += [letter["task_id"] for letter in letters]
+
+    async def emit(self, event: dict[str, Any]) -> None:
+        if self.broker_away:
+            raise Refused
+        self.told.append(event["data"]["task_id"])
+
     async def xadd(self, _name: str, fields: dict[str, str], maxlen: int) -> None:
         assert maxlen
         self.set_aside.append(fields["id"])
 
 
-async def archived(records: dict[str, dict[str, str]], refused: dict[int, str] | None = None) -> Servers:
+async def archived(
+    records: dict[str, dict[str, str]], refused: dict[int, str] | None = None, *, broker_away: bool = False
+) -> Servers:
     servers = Servers(records, refused or {})
+    servers.broker_away = broker_away
     entries = [(f"{number}-0", {"id": task_id}) for number, task_id in enumerate(records)]
-    await Archive(servers, servers, reader="r", batch=9)._write(entries)  # noqa: SLF001
+    await Archive(servers, servers, servers, servers, reader="r", batch=9)._write(entries)  # noqa: SLF001
     return servers
 
 
@@ -52,6 +68,30 @@ async def test_what_mongodb_has_may_expire():
     assert servers.stored == ["a", "b"]
     assert servers.settled == [("0-0", "a", "7"), ("1-0", "b", "7")]
     assert not servers.set_aside
+
+
+FAILED = {**RECORD, "status": "FAILURE", "error": '{"type":"t","message":"m"}', "payload": "{}", "finished_at": "2"}
+
+
+async def test_a_failure_has_a_letter_and_an_event_and_what_was_never_taken_in_has_not():
+    servers = await archived({"a": RECORD, "b": FAILED, "c": {**FAILED, "unpublished": "1"}})
+    assert servers.letters == servers.told == ["b"]
+    assert [row[1] for row in servers.settled] == ["a", "b", "c"]
+
+
+async def test_a_failure_whose_event_the_broker_does_not_take_is_taken_up_again():
+    servers = await archived({"a": RECORD, "b": FAILED, "c": RECORD}, broker_away=True)
+    assert servers.stored == ["a", "b", "c"]
+    assert [row[1] for row in servers.settled] == ["a", "c"]
+
+
+def test_the_event_of_a_failure_is_a_cloudevent_without_the_payload():
+    failed = letter("a", {**FAILED, "reason": "permanent"})
+    event = failure_event(failed)
+    assert (event["specversion"], event["type"], event["id"]) == ("1.0", "task.failed", "a:1")
+    assert event["time"] == "1970-01-01T00:00:00.002Z"
+    assert event["data"]["reason"] == "permanent"
+    assert "message" not in event["data"]
 
 
 @pytest.mark.parametrize("odd", [{}, {**RECORD, "status": "PENDING"}, {**RECORD, "status": "RETRY"}])

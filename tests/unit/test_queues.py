@@ -36,8 +36,13 @@ def test_dead_letters_are_kept_safely_and_without_an_end():
     queue = queues.dead_queue(max_length=77)
     assert queue.name == "dead"
     assert queue.exchange.name == "dead"
-    # No delivery limit and no dead letters of its own: nothing leaves it but by being read.
-    assert queue.queue_arguments == {"x-queue-type": "quorum", "x-max-length": 77, "x-overflow": "reject-publish"}
+    # No dead letters of its own, and a delivery limit that is none: nothing leaves it but by being read.
+    assert queue.queue_arguments == {
+        "x-queue-type": "quorum",
+        "x-max-length": 77,
+        "x-overflow": "reject-publish",
+        "x-delivery-limit": 1_000_000,
+    }
     assert queue.durable
 
 

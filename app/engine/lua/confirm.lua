@@ -1,6 +1,7 @@
 -- The broker has the message: the lease is over.
--- KEYS task, waiting   ARGV id, publish
-if redis.call('HGET', KEYS[1], 'lease_by') == ARGV[2] then
-    wait(KEYS[2], ARGV[1], '+inf')
-    redis.call('HDEL', KEYS[1], 'lease', 'lease_by')
+-- ARGV id, publish, ms until the next look
+if redis.call('HGET', task, 'lease_by') == ARGV[2] then
+    wait(ARGV[1], '+inf')
+    look(ARGV[1], now() + ARGV[3])
+    redis.call('HDEL', task, 'lease', 'lease_by')
 end

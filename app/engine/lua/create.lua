@@ -1,8 +1,8 @@
 -- Creates a record, PENDING under a lease, or tells what an earlier request with the same identity left.
--- KEYS task, waiting, finished   ARGV id, digest, lease ms, publish, queue max, backlog max, field, value, ...
--- Answers {'created', epoch, created_at} | {'leased', ms left} | {'exists', status} | {'conflict'} | {'full'} | {'backlog'}
-local task, waiting, finished = KEYS[1], KEYS[2], KEYS[3]
-local id, digest, lease, publish = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+-- ARGV id, digest, lease ms, publish, queue max, backlog max, field, value, ...
+-- Answers {'created', epoch, created_at} | {'leased', ms left} | {'exists', status} | {'conflict'}
+--       | {'full', tasks a second that leave the queue} | {'backlog'}
+local id, digest, length, publish = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = now()
 local old = redis.call('HMGET', task, 'status', 'digest', 'lease', 'unpublished', 'lease_by')
 local status = old[1]
@@ -22,23 +22,17 @@ if redis.call('XLEN', finished) >= tonumber(ARGV[6]) then return { 'backlog' } e
 if not status or old[4] then
     -- What was never published, because the replica or its connection died, holds no place past its lease. It is removed
     -- below: a script that has begun to write is no longer refused by a full Redis.
-    if redis.call('ZCOUNT', waiting, time, '+inf') >= tonumber(ARGV[5]) then return { 'full' } end
+    if redis.call('ZCOUNT', waiting, time, '+inf') >= tonumber(ARGV[5]) then return { 'full', drain_rate(time) } end
 end
 
 if not status then
     redis.call('HSET', task, 'status', 'PENDING', 'digest', digest, 'epoch', 1, 'retries', 0, 'attempts', 0,
         'created_at', time, unpack(ARGV, 7))
 elseif old[4] then
-    -- Reopen: only a task that was never published comes back this way, and messages of the old epoch are void.
-    redis.call('HINCRBY', task, 'epoch', 1)
-    redis.call('HSET', task, 'status', 'PENDING', 'retries', 0)
-    redis.call('HDEL', task, 'error', 'finished_at', 'unpublished')
-    redis.call('PERSIST', task)
+    reopened()
 end
-redis.call('HSET', task, 'lease', time + lease, 'lease_by', publish)
-redis.call('HINCRBY', task, 'publishes', 1)
-wait(waiting, id, time + lease)
+lease(id, time, length, publish)
 redis.call('ZREMRANGEBYSCORE', waiting, '-inf', time - 1)
-bump(task)
+bump()
 local run = redis.call('HMGET', task, 'epoch', 'created_at')
 return { 'created', run[1], run[2] }

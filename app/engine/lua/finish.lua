@@ -1,12 +1,12 @@
 -- A run ended for good: record, Celery's own result, archive and notice in one step.
--- KEYS task, waiting, finished, meta   ARGV id, epoch, retries, publish, run, status, field, value, meta, meta ttl s
+-- KEYS …, meta   ARGV id, epoch, retries, publish, run, status, meta, meta ttl s, field, value, ...
 -- Answers the status written | 'lost' (already final, or another run has taken over) | 'missing'
-local task, waiting, finished, meta = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local meta = KEYS[6]
 local status = redis.call('HGET', task, 'status')
 if not status then return 'missing' end
-if not RUNNING[status] or not holds(task, ARGV[2], ARGV[3], ARGV[4], ARGV[5]) then return 'lost' end
+if not RUNNING[status] or not holds(ARGV[2], ARGV[3], ARGV[4], ARGV[5]) then return 'lost' end
 if ARGV[6] == 'SUCCESS' then redis.call('HDEL', task, 'error') end
-finalise(task, waiting, finished, ARGV[1], ARGV[6], ARGV[7], ARGV[8])
-redis.call('SETEX', meta, ARGV[10], ARGV[9])
-redis.call('PUBLISH', meta, ARGV[9])
+finalise(ARGV[1], ARGV[6], unpack(ARGV, 9))
+redis.call('SETEX', meta, ARGV[8], ARGV[7])
+redis.call('PUBLISH', meta, ARGV[7])
 return ARGV[6]

@@ -1,16 +1,15 @@
 -- The broker did not confirm. A record that only this publish has touched and that the broker refused for certain
 -- vanishes; any other becomes FAILURE. A task that a worker has started meanwhile stays as it is.
--- KEYS task, waiting, finished   ARGV id, publish, 1 if refused for certain, error
+-- ARGV id, publish, 1 if refused for certain, error
 -- Answers nil if that was done, else the status that the record has by another hand.
-local task, waiting, finished = KEYS[1], KEYS[2], KEYS[3]
 local record = redis.call('HMGET', task, 'status', 'lease_by', 'publishes', 'unpublished')
 if record[4] then return false end
 if record[1] ~= 'PENDING' or record[2] ~= ARGV[2] then return record[1] end
 if ARGV[3] == '1' and record[3] == '1' then
     redis.call('DEL', task)
     redis.call('ZREM', waiting, ARGV[1])
+    redis.call('ZREM', open, ARGV[1])
     return false
 end
-redis.call('HSET', task, 'unpublished', 1)
-finalise(task, waiting, finished, ARGV[1], 'FAILURE', 'error', ARGV[4])
+finalise(ARGV[1], 'FAILURE', 'error', ARGV[4], 'unpublished', 1)
 return false

@@ -1,0 +1,90 @@
+"""The reconciler: publishes again the tasks whose message got lost.
+
+Every task that has not ended stands in the sorted set `tasks:open`, scored by when it is to be looked at. What is found
+suspect then is published once more, under a publish id of its own, which makes a second message harmless should the
+first one live after all (app/engine/lua/start.lua). Each look doubles the time until the next.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+from redis.exceptions import RedisError
+
+from app.contracts import Queue
+from app.engine.message import Message
+from app.engine.publisher import Publisher, Refused, Unconfirmed
+from app.engine.state import FINAL, AsyncTaskStore, Status
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LOOK_MAX = 3600.0  # seconds between two looks at most
+
+
+class Reconciler:
+    """Looks at open tasks, at most RECONCILE_BATCH a round. Any number may run: each look is taken by one of them."""
+
+    def __init__(self, store: AsyncTaskStore, publisher: Publisher, settings: Settings, *, lease: float) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._lease = lease
+        self._look_after = settings.reconcile_after
+        self._interval = settings.reconcile_interval
+        self._batch = settings.reconcile_batch
+
+    async def run(self) -> None:
+        """Reconcile until cancelled; with a server away nothing is touched."""
+        while True:
+            looked = 0
+            try:
+                looked = await self.round()
+            except (RedisError, Refused) as error:
+                log.warning("reconciler waits", error=f"{type(error).__name__}: {error}")
+            # A full batch: more are due.
+            await asyncio.sleep(0.1 if looked == self._batch else self._interval)
+
+    async def round(self) -> int:
+        """Look at what is due; answers how many that were. Raises `RedisError`, or `Refused` without a broker."""
+        ids = await self._store.due(self._batch)
+        if not ids:
+            return 0
+        depths = await self._publisher.depths(Queue)
+        later: list[tuple[str, int, float]] = []
+        for task_id, record in zip(ids, await self._store.records(ids), strict=True):
+            looks = int(record.get("looks", 0))
+            if record and record["status"] not in FINAL and _suspect(record, depths):
+                await self._publish_again(task_id, record, looks)
+            else:
+                later.append((task_id, looks, self._again_in(looks)))
+        await self._store.postpone(later)
+        return len(ids)
+
+    async def _publish_again(self, task_id: str, record: Mapping[str, str], looks: int) -> None:
+        message = Message.of_record(task_id, record)
+        taken = await self._store.retake(message, looks=looks, lease=self._lease, again_in=self._again_in(looks + 1))
+        if not taken:
+            return
+        log.warning("task published again", task_id=task_id, task=message.name, status=record["status"], looks=looks)
+        try:
+            await self._publisher.publish(message)
+        except (Refused, Unconfirmed) as error:
+            # It stays as it is, and is looked at again.
+            log.warning("task not published", task_id=task_id, reason=str(error))
+        else:
+            await self._store.confirm(message)
+
+    def _again_in(self, looks: int) -> float:
+        return min(self._look_after * 2.0 ** min(looks, 20), LOOK_MAX)
+
+
+def _suspect(record: Mapping[str, str], depths: Mapping[str, int]) -> bool:
+    """Whether the message of a task that is due for a look seems to be lost."""
+    if "lost" in record:  # its message came to the dead letters
+        return True
+    if record["status"] in (Status.STARTED, Status.PROGRESS):
+        return True  # due only once the run must have ended
+    if "lease" in record:
+        return True  # due only once the lease is over
+    # What waits in line waits rightly; with nobody in line its message is gone, or held back by a worker that is busy.
+    return depths.get(record["queue"], 0) == 0
