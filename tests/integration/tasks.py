@@ -5,11 +5,13 @@ import signal
 import time
 from typing import Any
 
+from celery import Signature, chord
 from celery.exceptions import SoftTimeLimitExceeded
 
 from app.celery_app import celery
 from app.contracts import Payload
 from app.engine.errors import PermanentError
+from app.engine.message import RECORD, Message, record_header
 from app.engine.task import HeavyTask, LightTask
 
 
@@ -97,6 +99,23 @@ def hooked(self: LightTask, payload: Failures) -> str:
     return self.name
 
 
+class Effective(HeavyTask):
+    """Has an effect that can be counted."""
+
+    abstract = True
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        self.backend.client.rpush(f"effect:{task_id}", "success")
+
+
+@celery.task(name="test.effect", base=Effective, bind=True, pydantic=True)
+def effect(self: HeavyTask, payload: Steps) -> int:
+    for number in range(payload.steps):
+        time.sleep(payload.seconds)
+        self.progress(number + 1, payload.steps)
+    return payload.steps
+
+
 @celery.task(name="test.poison", base=HeavyTask, bind=True, pydantic=True)
 def poison(self: HeavyTask, payload: Failures) -> int:
     """Kills its process, as an extension that crashes does, as often as it is told to."""
@@ -110,6 +129,32 @@ def poison(self: HeavyTask, payload: Failures) -> int:
 def sleep(payload: Late) -> None:
     """Reports no progress, so that it cannot be cancelled but by ending its process."""
     time.sleep(payload.seconds)
+
+
+def recorded(name: str, **payload: Any) -> Signature:
+    """A signature whose message has a record, as those of our publisher have."""
+    message = Message.new(task_id="", name=name, queue="light", payload=payload, digest="", request_id="chord")
+    headers = {RECORD: record_header(message)}
+    return celery.tasks[name].signature(kwargs={"payload": payload}, queue="light", headers=headers)
+
+
+@celery.task(name="test.chord", base=LightTask, bind=True, pydantic=True)
+def start_chord(self: LightTask, payload: Size) -> str:
+    members = [recorded("test.member", size=number).set(immutable=True) for number in range(payload.size)]
+    return chord(members, recorded("test.body", size=payload.size)).apply_async(task_id=f"{self.request.id}-body").id
+
+
+@celery.task(name="test.member", base=LightTask, pydantic=True)
+def member(payload: Size) -> int:
+    time.sleep(payload.size)
+    return payload.size
+
+
+@celery.task(name="test.body", base=LightTask, bind=True, pydantic=True)
+def body(self: LightTask, results: list[int], payload: Size) -> list[int]:
+    self.backend.client.incr(f"body:{self.request.id}")
+    assert len(results) == payload.size
+    return results
 
 
 @celery.task(name="test.endless", base=LightTask, pydantic=True)
