@@ -110,12 +110,13 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         )
         await _prepare(database, stack, wait=settings.mongodb_timeout)
         results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
+        letters = DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days)
         yield Context(
             settings=settings,
             items=ItemRepository(database),
             results=results,
-            letters=DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days),
-            tasks=TaskService(store, publisher, results, publish_timeout=settings.publish_timeout),
+            letters=letters,
+            tasks=TaskService(store, publisher, results, letters, publish_timeout=settings.publish_timeout),
             store=store,
             publisher=publisher,
             database=database,

@@ -205,9 +205,9 @@ class DeadLetterRepository:
         self, *, limit: int, before: ObjectId | None, state: str | None, name: str | None, queue: str | None
     ) -> list[Document]:
         """At most `limit` letters, the latest first, those before the id `before`."""
-        query: Document = {} if before is None else {"_id": {"$lt": before}}
-        wanted = {"state": state, "name": name, "queue": queue}
-        query |= {field: value for field, value in wanted.items() if value is not None}
+        query = _given(state=state, name=name, queue=queue)
+        if before is not None:
+            query["_id"] = {"$lt": before}
         rows: list[Document] = await self._letters.find(query).sort("_id", DESCENDING).limit(limit).to_list(limit)
         return rows
 
@@ -215,6 +215,11 @@ class DeadLetterRepository:
         """One letter, or None."""
         row: Document | None = await self._letters.find_one({"_id": letter_id})
         return row
+
+    async def count(self, *, name: str | None, queue: str | None) -> int:
+        """How many letters are open."""
+        count: int = await self._letters.count_documents(_given(state="open", name=name, queue=queue))
+        return count
 
     async def settle(self, letter_id: ObjectId, state: Literal["replayed", "discarded"], *, by: str) -> bool:
         """Note what was done with an open letter, and by whom; False if it is open no longer."""
@@ -258,6 +263,10 @@ def _status_document(row: Document | None) -> Document | None:
     if row["result_json"] is not None:
         row["result"] = json.loads(row["result_json"])
     return {key: value for key, value in row.items() if key not in _ARCHIVE_FIELDS}
+
+
+def _given(**fields: str | None) -> Document:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 async def _failed(write: Awaitable[Any]) -> dict[int, Document]:

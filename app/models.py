@@ -155,6 +155,43 @@ class TaskCancelled(BaseModel):
     status_url: str
 
 
+class DeadLetter(BaseModel):
+    """A task that failed for good, or a message that was no task (`bad_envelope`), which has no `task_id`."""
+
+    id: str
+    task_id: str | None
+    name: str | None
+    queue: str
+    reason: str = Field(
+        description="`permanent`, `exhausted` (its attempts), `time_limit`, `unknown_task`, `poison` or `bad_envelope`."
+    )
+    error: TaskFailure
+    attempts: int
+    request_id: str | None
+    state: Literal["open", "replayed", "discarded"]
+    died_at: datetime
+    settled_at: datetime | None
+    settled_by: str | None
+    message: dict[str, Any] = Field(
+        description="What it takes to run the task again: its payload and when it was made."
+    )
+
+
+class DeadLetterPage(BaseModel):
+    """A page of dead letters, the latest first; `next_cursor` is null on the last."""
+
+    dead_letters: list[DeadLetter]
+    next_cursor: str | None
+
+
+class Replayed(BaseModel):
+    """The answer to a replay."""
+
+    id: str
+    task_id: str
+    status_url: str
+
+
 class Health(BaseModel):
     """Which servers answer. `degraded`: some part of the API is away; `unhealthy`: nothing can be served."""
 

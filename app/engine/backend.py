@@ -120,7 +120,6 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
 
     def _finish(self, message: Message, status: Status, fields: Mapping[str, str | bytes], celery_result: str) -> None:
         written = self.store.finish(message, status, fields, celery_result)
-        if written == status:
-            self.settled = message.task_id
-        else:
+        self.settled = message.task_id if written == status else None
+        if self.settled is None:
             log.info("another run of this task has ended it", task_id=message.task_id, status=status)

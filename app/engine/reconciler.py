@@ -50,19 +50,19 @@ class Reconciler:
         if not ids:
             return 0
         depths = await self._publisher.depths(Queue)
-        later: list[tuple[str, int, float]] = []
+        later: list[tuple[str, float]] = []
         for task_id, record in zip(ids, await self._store.records(ids), strict=True):
             looks = int(record.get("looks", 0))
             if record and record["status"] not in FINAL and _suspect(record, depths):
                 await self._publish_again(task_id, record, looks)
             else:
-                later.append((task_id, looks, self._again_in(looks)))
+                later.append((task_id, self._again_in(looks)))
         await self._store.postpone(later)
         return len(ids)
 
     async def _publish_again(self, task_id: str, record: Mapping[str, str], looks: int) -> None:
         message = Message.of_record(task_id, record)
-        taken = await self._store.retake(message, looks=looks, lease=self._lease, again_in=self._again_in(looks + 1))
+        taken = await self._store.retake(message, lease=self._lease, again_in=self._again_in(looks + 1))
         if not taken:
             return
         log.warning("task published again", task_id=task_id, task=message.name, status=record["status"], looks=looks)

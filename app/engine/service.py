@@ -11,7 +11,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from app import problems
 from app.contracts import TASKS, Queue, TaskName
-from app.database import TaskResultRepository
+from app.database import DeadLetterRepository, TaskResultRepository
 from app.engine.dead_letters import message_of_letter
 from app.engine.identity import Principal
 from app.engine.message import Message, new_publish
@@ -19,6 +19,7 @@ from app.engine.publisher import Publisher, Refused, Unconfirmed
 from app.engine.state import AsyncTaskStore, Created, Status, document, error_document
 
 CANCELLING = "CANCELLING"  # what a running task is until it notices that it is to end
+MEMORY_FULL = "Redis holds as much as it may; nothing was done."
 RETRY_MAX = 60  # seconds that a client is sent away for at most
 
 log = structlog.get_logger(__name__)
@@ -39,11 +40,18 @@ class TaskService:
     """
 
     def __init__(
-        self, store: AsyncTaskStore, publisher: Publisher, results: TaskResultRepository, *, publish_timeout: float
+        self,
+        store: AsyncTaskStore,
+        publisher: Publisher,
+        results: TaskResultRepository,
+        letters: DeadLetterRepository,
+        *,
+        publish_timeout: float,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._results = results
+        self._letters = letters
         # A publish waits at most one timeout for a connection and one for the confirm.
         self.lease = 2 * publish_timeout + 1
 
@@ -90,22 +98,28 @@ class TaskService:
             raise problems.NotFound("There is no task with this id.")
         return found
 
-    async def replay(self, letter: Mapping[str, Any]) -> bool:
-        """Publish the task of a dead letter again under its own id; False where it was done, or has run, already.
+    async def replay(self, letter: Mapping[str, Any], *, by: str) -> bool:
+        """Publish the task of a dead letter again under its own id; False where another hand was faster.
 
-        `letter` is as `engine.dead_letters.letter` made it. Raises `Conflict` for a letter that is no task, and
+        `letter` is as the repository has it, `by` names who asks. Raises `Conflict` for a letter that is no task, and
         `QueueFull`, `NotPublished`, `Unavailable`; after each of those it may be tried again.
         """
         if letter["task_id"] is None:
             raise problems.Conflict("This message was never a task: it cannot be replayed.")
-        message = message_of_letter(letter)
-        created = await self._store.reopen(message, lease=self.lease)
-        if created.outcome == "exists":
+        if letter["state"] != "open":
             return False
-        if created.outcome != "created":
+        message = message_of_letter(letter)
+        try:
+            created = await self._store.reopen(message, lease=self.lease)
+        except OutOfMemoryError as error:
+            raise problems.QueueFull(MEMORY_FULL) from error
+        if created.outcome not in ("created", "exists"):
             raise self._full(message.queue, created)
-        await self._publish(replace(message, epoch=created.epoch, created_at=created.created_at))
-        return True
+        if created.outcome == "created":
+            await self._publish(replace(message, epoch=created.epoch, created_at=created.created_at))
+        # Last: a letter that stays open for want of this is found to be replayed the next time.
+        await self._letters.settle(letter["_id"], "replayed", by=by)
+        return created.outcome == "created"
 
     async def terminate(self, task_id: str, principal: Principal) -> str:
         """Cancel a task and end the worker process that runs it, which may leave the work half done.
@@ -150,7 +164,7 @@ class TaskService:
             try:
                 created = await self._store.create(message, lease=self.lease)
             except OutOfMemoryError as error:
-                raise problems.QueueFull("Redis holds as much as it may; nothing was done.") from error
+                raise problems.QueueFull(MEMORY_FULL) from error
             match created.outcome:
                 case "created":
                     return replace(message, epoch=created.epoch, created_at=created.created_at)

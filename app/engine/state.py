@@ -268,17 +268,17 @@ class AsyncTaskStore:
         ids: Any = await self.redis.zrange(OPEN, "-inf", now, byscore=True, offset=0, num=limit)
         return list(ids)
 
-    async def retake(self, message: Message, *, looks: int, lease: float, again_in: float) -> bool:
-        """Take over a task that was looked at `looks` times, to publish `message` for it; False if it has moved on."""
-        arguments = [message.task_id, looks, message.publish, int(lease * 1000), int(again_in * 1000)]
+    async def retake(self, message: Message, *, lease: float, again_in: float) -> bool:
+        """Take over a task that is due for a look, to publish `message` for it; False if another hand was faster."""
+        arguments = [message.task_id, message.publish, int(lease * 1000), int(again_in * 1000)]
         return bool(await self._run("retake", message, *arguments))
 
-    async def postpone(self, rows: list[tuple[str, int, float]]) -> None:
-        """Look again at tasks later: rows of (task id, how often it was looked at, seconds until then)."""
+    async def postpone(self, rows: list[tuple[str, float]]) -> None:
+        """Look again at tasks later: rows of (task id, seconds until then)."""
         async with self.redis.pipeline(transaction=False) as pipe:
-            for task_id, looks, seconds in rows:
+            for task_id, seconds in rows:
                 await self._scripts["postpone"](
-                    keys=_keys(task_id, ""), args=[task_id, looks, int(seconds * 1000)], client=pipe
+                    keys=_keys(task_id, ""), args=[task_id, int(seconds * 1000)], client=pipe
                 )
             await pipe.execute()
 

@@ -73,6 +73,15 @@ def hopeless(self: LightTask, payload: Failures) -> None:
     raise HopelessError(f"nothing helps {self.name} {payload.failures}")
 
 
+class Effective(HeavyTask):
+    """Has an effect that can be counted."""
+
+    abstract = True
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        self.backend.client.rpush(f"effect:{task_id}", "success")
+
+
 class Hooked(LightTask):
     """Notes in Redis which hooks were called, and fails in each."""
 
@@ -97,15 +106,6 @@ def hooked(self: LightTask, payload: Failures) -> str:
     if self.request.retries < payload.failures:
         raise OSError("it fails")
     return self.name
-
-
-class Effective(HeavyTask):
-    """Has an effect that can be counted."""
-
-    abstract = True
-
-    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        self.backend.client.rpush(f"effect:{task_id}", "success")
 
 
 @celery.task(name="test.effect", base=Effective, bind=True, pydantic=True)
@@ -144,7 +144,7 @@ def start_chord(self: LightTask, payload: Size) -> str:
     return chord(members, recorded("test.body", size=payload.size)).apply_async(task_id=f"{self.request.id}-body").id
 
 
-@celery.task(name="test.member", base=LightTask, pydantic=True)
+@celery.task(name="test.member", base=Effective, pydantic=True)
 def member(payload: Size) -> int:
     time.sleep(payload.size)
     return payload.size

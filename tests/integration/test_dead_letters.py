@@ -96,7 +96,7 @@ async def test_what_is_no_task_is_kept_and_ends_no_worker(stack: Stack, context:
     assert letter["queue"] == "light"
     assert letter["message"]["body_base64"] == "bm90IGpzb24="
     with pytest.raises(problems.Conflict):
-        await context.tasks.replay(letter)
+        await context.tasks.replay(letter, by="test")
 
 
 async def test_a_failure_is_told_as_an_event(stack: Stack, context: Context) -> None:
@@ -131,19 +131,19 @@ async def test_a_replay_runs_the_task_again_under_its_id(api: httpx.Client, cont
     task_id = await start(context, "test.poison", "heavy", {"failures": 8})
     assert finished(api, task_id, 60)["error"]["type"] == "poison"
     letter = await letter_of(context, task_id)
-    answers = await asyncio.gather(*(context.tasks.replay(letter) for _ in range(5)))
+    answers = await asyncio.gather(*(context.tasks.replay(letter, by="test") for _ in range(5)))
     assert sorted(answers) == [False, False, False, False, True]
     document = finished(api, task_id, 60)
     assert (document["status"], document["error"], document["result"]) == ("SUCCESS", None, 9)
     assert document["attempts"] == 9
-    assert not await context.tasks.replay(letter)
+    assert not await context.tasks.replay(letter, by="test")
 
 
 async def test_a_replay_that_fails_again_has_a_letter_of_its_own(api: httpx.Client, context: Context) -> None:
     task_id = await start(context, "test.hopeless", "light", {"failures": 1})
     finished(api, task_id)
     first = await letter_of(context, task_id)
-    assert await context.tasks.replay(first)
+    assert await context.tasks.replay(first, by="test")
     second = await letter_of(context, task_id, 2)
     assert (first["epoch"], second["epoch"]) == (1, 2)
     assert (first["request_id"], first["message"]) == (second["request_id"], second["message"])
@@ -160,7 +160,7 @@ async def test_a_replay_works_when_the_record_has_expired(
     wait_until(lambda: records.ttl(f"task:{failing}") > 0)
     records.delete(f"task:{failing}")
     assert api.get(f"/api/async/status/{failing}").json()["status"] == "FAILURE"
-    assert await context.tasks.replay(letter)
+    assert await context.tasks.replay(letter, by="test")
     again = await letter_of(context, failing, 2)
     assert again["epoch"] == 2
     assert api.get(f"/api/async/status/{failing}").json()["created_at"] != document["created_at"]

@@ -301,6 +301,10 @@ async def looks(store: AsyncTaskStore, one: Message) -> float | None:
     return None if at is None else at / 1000 - seconds
 
 
+async def overdue(store: AsyncTaskStore, *rows: Message) -> None:
+    await store.redis.zadd(OPEN, {one.task_id: number for number, one in enumerate(rows, 1)})
+
+
 async def test_an_open_task_has_a_time_at_which_it_is_looked_at(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = message()
     await store.create(one, lease=10)
@@ -328,7 +332,7 @@ async def test_only_what_is_due_is_found_and_the_oldest_first(store: AsyncTaskSt
     first, second, third = message(), message(), message()
     for one, lease in ((third, 10), (second, 0.002), (first, 0.001)):
         await store.create(one, lease=lease)
-    await store.redis.zadd(OPEN, {first.task_id: 1, second.task_id: 2})
+    await overdue(store, first, second)
     assert await store.due(10) == [first.task_id, second.task_id]
     assert await store.due(1) == [first.task_id]
 
@@ -337,9 +341,10 @@ async def test_of_two_reconcilers_one_takes_a_lost_task(store: AsyncTaskStore, w
     one = message()
     await store.create(one, lease=10)
     await store.confirm(one)
+    await overdue(store, one)
     mine, yours = again(one), again(one)
-    assert await store.retake(mine, looks=0, lease=10, again_in=60)
-    assert not await store.retake(yours, looks=0, lease=10, again_in=60)
+    assert await store.retake(mine, lease=10, again_in=60)
+    assert not await store.retake(yours, lease=10, again_in=60)
     assert 58 < await looks(store, one) <= 61
     assert (await store.create(again(one), lease=10)).outcome == "leased"
     await store.confirm(mine)
@@ -355,22 +360,25 @@ async def test_the_message_of_a_lost_run_takes_over_and_the_old_run_is_heard_no_
     await store.create(one, lease=10)
     old = started(worker, one)
     new = again(one)
-    assert await store.retake(new, looks=0, lease=10, again_in=60)
+    assert not await store.retake(new, lease=10, again_in=60)  # it may still run
+    await overdue(store, one)
+    assert await store.retake(new, lease=10, again_in=60)
     assert worker.progress(old, 1, 2) == "lost"
     run = started(worker, new)
     assert worker.finish(old, Status.SUCCESS, {"result": b"0"}, "{}") == "lost"
     assert worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
-    assert not await store.retake(again(one), looks=0, lease=10, again_in=60)
+    assert not await store.retake(again(one), lease=10, again_in=60)
 
 
 async def test_a_look_that_found_nothing_is_put_off_and_forgotten_with_the_record(store: AsyncTaskStore) -> None:
     one, gone = message(), message()
     await store.create(one, lease=10)
-    await store.redis.zadd(OPEN, {gone.task_id: 1})
-    await store.postpone([(one.task_id, 0, 100), (gone.task_id, 0, 100)])
+    await overdue(store, one)
+    await overdue(store, gone)
+    await store.postpone([(one.task_id, 100), (gone.task_id, 100)])
     assert 98 < await looks(store, one) <= 101
     assert await looks(store, gone) is None
-    await store.postpone([(one.task_id, 0, 500)])  # by another one, that looked at the same time
+    await store.postpone([(one.task_id, 500)])  # by another one, that looked at the same time
     assert await looks(store, one) <= 101
 
 
@@ -401,7 +409,7 @@ async def test_a_task_that_hardly_ran_is_not_blamed_for_its_deliveries(
     assert await bury(store, one) == "again"
     assert await store.due(5) == [one.task_id]
     new = again(one)
-    assert await store.retake(new, looks=0, lease=10, again_in=60)
+    assert await store.retake(new, lease=10, again_in=60)
     started(worker, new)
     assert await bury(store, one) == "stale"  # of the first message nothing depends any more
     assert await bury(store, new) == "FAILURE"

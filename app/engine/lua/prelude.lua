@@ -34,6 +34,12 @@ local function look(id, at)
     redis.call('ZADD', open, at, id)
 end
 
+-- Whether that time has come, and nobody has looked since.
+local function due(id, time)
+    local at = redis.call('ZSCORE', open, id)
+    return at and tonumber(at) <= time
+end
+
 -- A task has left its queue for a worker: counted in windows, of which the last whole one and the present one are kept.
 local function left_queue(id, time)
     if redis.call('ZREM', waiting, id) == 0 then return end
