@@ -172,9 +172,7 @@ class DeadLetter(BaseModel):
     died_at: datetime
     settled_at: datetime | None
     settled_by: str | None
-    message: dict[str, Any] = Field(
-        description="What it takes to run the task again: its payload and when it was made."
-    )
+    message: dict[str, Any] = Field(description="What it takes to run it again: payload and time of creation.")
 
 
 class DeadLetterPage(BaseModel):
