@@ -105,8 +105,17 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 else {"error": encode_result(error_of(result)), "reason": reason_of(result)}
             )
             message, status = message_of(request, request.task), FINAL_STATUS[state]
-            self._write(lambda: self._finish(message, status, fields, self.encode(meta)))
+            if not getattr(request, "ended", False):
+                self._write(lambda: self._finish(request, message, status, fields, self.encode(meta)))
+        elif state == states.RETRY and not hasattr(request, "started"):
+            # Celery's parent has ended the run since the broker's connection was lost.
+            self._write(lambda: self.store.interrupt(message_of(request, request.task)))
         return encoded
+
+    def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a member of a chord; not for a run that another one has superseded, whose result may be another."""
+        if not getattr(request, "superseded", False):
+            super().on_chord_part_return(request, state, result, **kwargs)
 
     def _write(self, call: Callable[[], None]) -> None:
         try:
@@ -118,8 +127,16 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 return
             raise
 
-    def _finish(self, message: Message, status: Status, fields: Mapping[str, str | bytes], celery_result: str) -> None:
+    def _finish(
+        self,
+        request: Context,
+        message: Message,
+        status: Status,
+        fields: Mapping[str, str | bytes],
+        celery_result: str,
+    ) -> None:
         written = self.store.finish(message, status, fields, celery_result)
         self.settled = message.task_id if written == status else None
         if self.settled is None:
+            request.superseded = True
             log.info("another run of this task has ended it", task_id=message.task_id, status=status)

@@ -79,7 +79,7 @@ SCRIPTS = {
         name: _load(name)
         for name in (
             "confirm", "withdraw", "start", "recreate", "progress", "retry", "finish", "cancel", "archived",
-            "bury", "retake", "postpone",
+            "bury", "retake", "postpone", "interrupt",
         )
     },
 }  # fmt: skip
@@ -365,6 +365,12 @@ class TaskStore:
         arguments = [message.task_id, *_run_of(message), status, celery_result, self._celery_result_ttl]
         answer: str = self._ensured("finish", message, *arguments, *_flat(fields))
         return answer
+
+    def interrupt(self, message: Message) -> None:
+        """Note that a run was ended from outside, so that the task is published again unless its message returns."""
+        self._script(
+            "interrupt", message, message.task_id, message.epoch, message.retries, message.publish, self._look_after
+        )
 
     def fail(self, task_id: str, error: Mapping[str, str]) -> None:
         """End a waiting task of which no more than the id is at hand; without effect where it does not wait."""

@@ -136,8 +136,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
                 self.request.started = replace(message, run=started.run)
                 return self._run(self.request.started, args, kwargs)
             case "stored":
+                self.request.ended = True
                 return started.result
             case "dead":
+                self.request.ended = True
                 self._end_dead(started)
             case "republish":
                 self._republish(message, started)

@@ -215,7 +215,8 @@ async def test_a_duplicate_inside_a_chord_neither_doubles_nor_freezes_it(
     assert records.get(f"body:{body_id}") == "1"
     assert records.hget(f"task:{body_id}", "result") == "[0,1,2]"
     for message in members:
-        assert records.lrange(f"effect:{message.headers['id']}", 0, -1) == ["success"]
+        key = f"effect:{message.headers['id']}"
+        wait_until(lambda key=key: records.lrange(key, 0, -1) == ["success"])
 
 
 async def test_a_task_that_reports_no_progress_can_be_ended_by_force(
