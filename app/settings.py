@@ -122,6 +122,14 @@ class Settings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def follow_ports(self) -> Self:
+        """Let an address that nobody gave be that of the native stack, wherever its ports were moved to."""
+        for name, url in own_urls(self).items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, SecretStr(url))  # frozen for all others
+        return self
+
+    @model_validator(mode="after")
     def refuse_default_secrets(self) -> Self:
         """Outside development no default or missing password starts: a copied example must not reach production."""
         if self.environment == "development":
@@ -134,6 +142,15 @@ class Settings(BaseSettings):
             message = f"{', '.join(weak)}: a default or empty password is only accepted with ENVIRONMENT=development"
             raise ValueError(message)
         return self
+
+
+def own_urls(settings: Settings) -> dict[str, str]:
+    """The addresses of the native stack's servers, by the setting that they are the default of."""
+    return {
+        "mongodb_url": f"mongodb://127.0.0.1:{settings.mongodb_port}/?directConnection=true",
+        "redis_url": f"redis://127.0.0.1:{settings.redis_port}/0",
+        "rabbitmq_url": f"amqp://guest:guest@127.0.0.1:{settings.rabbitmq_port}//",
+    }
 
 
 def _password(name: str, url: SecretStr) -> str:

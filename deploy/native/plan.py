@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from app.settings import Settings
+from app.settings import Settings, own_urls
 from deploy.native import health, servers
 from deploy.native.layout import ROOT, Layout, as_environment
 from deploy.native.processes import STACK
@@ -54,10 +54,10 @@ class Plan:
     def python(self, name: str, *arguments: str) -> Service:
         """Return a process of the application; without a port it tells by a file that it is well."""
         alive = self.layout.alive(name)
+        urls = own_urls(self.settings)
         own = {
-            "REDIS_URL": f"redis://127.0.0.1:{self.settings.redis_port}/0",
-            "RABBITMQ_URL": f"amqp://guest:guest@127.0.0.1:{self.settings.rabbitmq_port}//",
-            "MONGODB_URL": database_url(self.settings),
+            "REDIS_URL": urls["redis_url"],
+            "RABBITMQ_URL": urls["rabbitmq_url"],
             "ALIVE_FILE": str(alive),
             "PYTHONUNBUFFERED": "1",
         }
@@ -111,15 +111,8 @@ class Plan:
 
 
 def has_own_database(settings: Settings) -> bool:
-    """Tell whether the stack starts a database: not if MONGODB_URL names one."""
-    return bool(settings.mongodb_url == Settings.model_fields["mongodb_url"].default)
-
-
-def database_url(settings: Settings) -> str:
-    """Return the database's URL: the user's or the one of our own."""
-    if not has_own_database(settings):
-        return settings.mongodb_url.get_secret_value()
-    return f"mongodb://127.0.0.1:{settings.mongodb_port}/?directConnection=true"
+    """Tell whether the stack starts a database: not if MONGODB_URL names another one."""
+    return settings.mongodb_url.get_secret_value() == own_urls(settings)["mongodb_url"]
 
 
 def digests() -> dict[str, str]:

@@ -5,19 +5,23 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from deploy.native.layout import Layout, StackError
-from deploy.native.plan import Plan, database_url
+from deploy.native.layout import Layout, StackError, State, as_environment
+from deploy.native.plan import Plan, has_own_database
 from deploy.native.servers import Tools, find_tools
 from deploy.native.service import digest_of
 
 TOOLS = Tools(
     "/usr/sbin/nginx", "/usr/bin/redis-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "/usr/bin/epmd", None
 )
-OWN_DATABASE = Settings.model_fields["mongodb_url"].default
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_is_set(clean_environment):
+    """No variable of the shell that runs the tests counts."""
 
 
 def services(tmp_path, scaled=None, tools=TOOLS, **settings):
-    settings = Settings(**{"mongodb_url": OWN_DATABASE, "api_replicas": 2, "heavy_workers": 1, **settings})
+    settings = Settings(_env_file=None, **{"api_replicas": 2, "heavy_workers": 1, **settings})
     plan = Plan(settings, Layout(tmp_path), tools, {"app": "a", "database": "d"}, scaled or {})
     return {service.name: service for service in plan.services()}
 
@@ -75,7 +79,13 @@ def test_a_database_of_the_users_is_used_as_it_is(tmp_path):
     planned = services(tmp_path, mongodb_url=url)
     assert "database" not in planned
     assert planned["api-1"].environment["MONGODB_URL"] == url
-    assert database_url(Settings(mongodb_url=OWN_DATABASE, mongodb_port=7)).startswith("mongodb://127.0.0.1:7/")
+
+
+def test_what_a_running_stack_remembers_still_names_its_own_database(tmp_path):
+    first = Settings(_env_file=None, mongodb_port=7003)
+    remembered = State(as_environment(first), {}).restored()
+    assert has_own_database(remembered)
+    assert remembered == first
 
 
 def test_mongod_is_preferred_and_has_transactions(tmp_path):

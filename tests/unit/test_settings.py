@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import DEVELOPMENT_SECRET, Settings
+from app.settings import DEVELOPMENT_SECRET, Settings, own_urls
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / ".env.example"
@@ -44,6 +44,8 @@ def written(default: Any) -> str:
             return ""
         case tuple():
             return ",".join(default)
+        case bool():
+            return str(default).lower()
         case SecretStr():
             return default.get_secret_value()
     return str(default)
@@ -60,6 +62,25 @@ def test_an_empty_variable_is_none(read_settings: Read):
     assert settings.mongodb_database == "stack"
     assert settings.alive_file is None
     assert settings.trusted_proxies == ("127.0.0.1", "::1")
+
+
+def test_addresses_that_nobody_gave_follow_the_ports_of_the_native_stack(read_settings: Read):
+    settings = read_settings(MONGODB_PORT="7001", REDIS_PORT="7002", RABBITMQ_PORT="7003")
+    assert settings.mongodb_url.get_secret_value() == "mongodb://127.0.0.1:7001/?directConnection=true"
+    assert settings.redis_url.get_secret_value() == "redis://127.0.0.1:7002/0"
+    assert settings.rabbitmq_url.get_secret_value() == "amqp://guest:guest@127.0.0.1:7003//"
+
+
+def test_the_addresses_in_the_source_are_those_at_the_default_ports(settings: Settings):
+    for name, url in own_urls(settings).items():
+        assert Settings.model_fields[name].default.get_secret_value() == url
+
+
+def test_an_address_that_was_given_stays_whatever_the_ports(read_settings: Read):
+    given = {"MONGODB_URL": "mongodb://127.0.0.1:27090/?directConnection=true", "REDIS_URL": "redis://cache:6379/0"}
+    settings = read_settings(**given, MONGODB_PORT="7001", REDIS_PORT="7002")
+    assert settings.mongodb_url.get_secret_value() == given["MONGODB_URL"]
+    assert settings.redis_url.get_secret_value() == given["REDIS_URL"]
 
 
 def test_development_starts_on_its_defaults(settings: Settings):
