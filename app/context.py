@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from app.database import DeadLetterRepository, ItemRepository, TaskResultRepository, create_client, ensure_indexes
 from app.engine.archive import Archive
 from app.engine.dead_letters import DeadLetters
+from app.engine.live import Live
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
 from app.engine.reconciler import Reconciler
@@ -61,6 +62,11 @@ class Context:
         )
         reconciler = Reconciler(self.store, self.publisher, settings, lease=self.tasks.lease)
         return [archive.run(), dead_letters.run(), reconciler.run()]
+
+    def live(self) -> Live:
+        """Live updates over this context's clients, to be entered once a process."""
+        settings = self.settings
+        return Live(self.store, self.results, limit=settings.watchers_max, heartbeat=settings.stream_heartbeat)
 
     async def services(self) -> dict[str, bool]:
         """Which of the three servers answer within HEALTH_TIMEOUT."""

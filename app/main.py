@@ -1,7 +1,9 @@
 """The API: assembly only. `uvicorn app.main:create_app --factory`."""
 
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -14,7 +16,16 @@ from app.context import open_context
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
 
-DESCRIPTION = "Items are answered at once; slow work is accepted, done by workers, and polled."
+DESCRIPTION = "Items are answered at once; slow work is accepted, done by workers, and polled or watched."
+SOCKETS = 2048  # open at a time, beside those of clients that wait: requests and connections to servers
+
+
+def _allow_sockets(count: int) -> None:
+    # Many systems start a process with room for 1,024 and let it ask for more.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -23,11 +34,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     configure_logging(settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings, service="api") as context:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with open_context(settings, service="api") as context, context.live() as live:
             app.state.context = context
+            app.state.live = live
+            _allow_sockets(settings.watchers_max + SOCKETS)
             app.state.health = health.HealthCheck(context)
-            yield
+            yield {"drain": live.drain}  # for OneWriteProtocol
 
     app: FastAPI = FastAPIOffline(
         title="Concurrent API stack",

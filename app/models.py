@@ -191,8 +191,11 @@ class Replayed(BaseModel):
 
 
 class Health(BaseModel):
-    """Which servers answer. `degraded`: some part of the API is away; `unhealthy`: nothing can be served."""
+    """Which servers answer. `degraded`: some part of the API is away; `unhealthy`: nothing can be served.
 
-    status: Literal["healthy", "degraded", "unhealthy"]
+    `draining`: this replica has been told to stop.
+    """
+
+    status: Literal["healthy", "degraded", "unhealthy", "draining"]
     timestamp: datetime
     services: dict[Literal["mongodb", "redis", "rabbitmq"], Literal["connected", "disconnected"]]

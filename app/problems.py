@@ -118,6 +118,13 @@ class QueueFull(Unavailable):
     retry_after = 5
 
 
+class WatchersFull(Unavailable):
+    """As many clients as may be are waiting for tasks."""
+
+    slug = "watchers-full"
+    retry_after = 5
+
+
 class NotPublished(Unavailable):
     """The broker did not confirm the task; it will not run unless it is sent again."""
 

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     # API
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
     body_max_bytes: Count = 1_048_576
+    watchers_max: Annotated[int, Field(ge=0)] = 2_000
+    stream_heartbeat: Annotated[float, Field(ge=0.1, le=30)] = 15
+    stream_send_timeout: Seconds = 10
     health_timeout: Seconds = 1
     health_cache: Seconds = 1
 

@@ -7,6 +7,7 @@ from fastapi import Depends, Header, Request
 from app import problems
 from app.context import Context
 from app.engine.identity import Identity, identity_uuid
+from app.engine.live import Live
 
 KEY_MIN, KEY_MAX = 16, 255
 ANONYMOUS = "anonymous"
@@ -16,6 +17,12 @@ async def get_context(request: Request) -> Context:
     """The context that the application's lifespan opened."""
     context: Context = request.app.state.context
     return context
+
+
+async def get_live(request: Request) -> Live:
+    """The live updates of this process."""
+    live: Live = request.app.state.live
+    return live
 
 
 async def get_request_id(request: Request) -> str:
@@ -60,6 +67,7 @@ class RequestIdentity:
 
 
 ContextDep = Annotated[Context, Depends(get_context)]
+LiveDep = Annotated[Live, Depends(get_live)]
 RequestIdDep = Annotated[str, Depends(get_request_id)]
 EdgeKeyDep = Annotated[str, Depends(get_edge_key)]
 IdentityDep = Annotated[RequestIdentity, Depends()]

@@ -43,7 +43,9 @@ class Edge:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         trusted = self._trusts(scope["client"][0]) if scope.get("client") else False
         edge_key = headers.get("x-edge-request-id") if trusted else None
-        scope.setdefault("state", {}).update(request_id=request_id, edge_key=edge_key or uuid4().hex)
+        scope.setdefault("state", {}).update(
+            request_id=request_id, edge_key=edge_key or uuid4().hex, head=scope["method"] == "HEAD"
+        )
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         began, status = time.monotonic(), 500

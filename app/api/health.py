@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app import problems
+from app.api.dependencies import LiveDep
 from app.context import Context
 from app.models import Health
 
@@ -67,11 +68,16 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", responses=UNHEALTHY)
 @router.get("/health", responses=UNHEALTHY)
-async def health(request: Request, response: Response) -> Health:
-    """Which servers answer; 503 only when nothing can be served, so that one that is away takes no replica out."""
+async def health(request: Request, response: Response, live: LiveDep) -> Health:
+    """Which servers answer; 503 only when nothing can be served, so that one that is away takes no replica out.
+
+    `/health/ready` is 503 too once this replica has been told to stop.
+    """
     check: HealthCheck = request.app.state.health
     answer = await check()
-    if answer.status == "unhealthy":
+    if live.draining and request.url.path == "/health/ready":
+        answer = answer.model_copy(update={"status": "draining"})
+    if answer.status in {"unhealthy", "draining"}:
         response.status_code = 503
         response.headers["Retry-After"] = str(problems.jittered(2))
     response.headers["Cache-Control"] = "no-store"

@@ -40,6 +40,21 @@ class OneWriteTransport:
 class OneWriteProtocol(HttpToolsProtocol):
     """The protocol over that transport."""
 
+    def on_message_begin(self) -> None:
+        """Begin a request; `state["abort"]` closes its connection without waiting for a client that does not read."""
+        super().on_message_begin()
+        self.scope["state"]["abort"] = self.transport.abort
+
+    def shutdown(self) -> None:
+        """Take part in the server's shutdown: what waits for a change is to end now, since the server waits for it.
+
+        The server calls this for each connection when it has been told to stop; the application has put `drain` into
+        the state of its lifespan (ASGI).
+        """
+        super().shutdown()
+        if "drain" in self.app_state:
+            self.app_state["drain"]()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take up a connection."""
         super().connection_made(OneWriteTransport(transport))  # type: ignore[arg-type]

@@ -1,13 +1,16 @@
-"""What has become of a task, and cancelling it."""
+"""What has become of a task, told at once or as it changes, and cancelling it."""
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from app import problems
-from app.api.dependencies import ContextDep
+from app.api.dependencies import ContextDep, LiveDep
+from app.api.stream import STREAM, TaskStream
+from app.api.waiting import WAIT_MAX, WaitDep
 from app.engine.identity import ANYONE
+from app.engine.live import Update
 from app.engine.state import FINAL
 from app.models import TaskCancelled, TaskStatus
 
@@ -16,13 +19,48 @@ router = APIRouter(prefix="/api/async", tags=["tasks"], responses={404: problems
 
 @router.get("/status/{task_id}", response_model=TaskStatus)
 @router.get("/tasks/{task_id}", response_model=TaskStatus)
-async def get_status(task_id: str, context: ContextDep, response: Response) -> dict[str, Any]:
+async def get_status(
+    task_id: str,
+    context: ContextDep,
+    response: Response,
+    waiting: WaitDep,
+    wait: Annotated[
+        int | None, Query(ge=0, le=WAIT_MAX, description="Seconds to wait for the task's end; wins over `Prefer`.")
+    ] = None,
+) -> dict[str, Any]:
     """A task's state, progress and result; `Retry-After` says when to ask again while it has not ended."""
-    document = await context.tasks.status(_task_id(task_id), ANYONE)
+    known = _task_id(task_id)
+    document = await context.tasks.status(known, ANYONE)
     response.headers["Cache-Control"] = "no-store"
+    if document["status"] in FINAL:
+        waiting.applied(wait)
+    elif update := await waiting(known, wait):
+        document = update.document
     if document["status"] not in FINAL:
         response.headers["Retry-After"] = str(problems.jittered(1))
     return document
+
+
+@router.get("/tasks/{task_id}/stream", status_code=200, response_class=TaskStream, responses=STREAM)
+async def stream(
+    task_id: str,
+    context: ContextDep,
+    live: LiveDep,
+    last_event_id: Annotated[
+        str, Header(description="`id` of the last event that was seen; EventSource sends it by itself.")
+    ] = "",
+) -> Response:
+    """A task's status document at each change, as Server-Sent Events (WHATWG HTML), until it has ended.
+
+    An event's `id` names the version of the document, `epoch.version`, and `epoch.version-final` at the end. Only the
+    latest of several changes is told to a reader who is slow. After the final event the stream ends; whoever comes back
+    with its id gets 204, after which EventSource does not come again.
+    """
+    known = _task_id(task_id)
+    present = Update(await context.tasks.status(known, ANYONE))
+    if present.final and present.id == last_event_id:
+        return Response(status_code=204)
+    return TaskStream(live, known, present, last_event_id, send_timeout=context.settings.stream_send_timeout)
 
 
 @router.delete("/tasks/{task_id}", status_code=202, responses={409: problems.example(problems.Conflict)})
