@@ -122,7 +122,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             items=ItemRepository(database),
             results=results,
             letters=letters,
-            tasks=TaskService(store, publisher, results, letters, publish_timeout=settings.publish_timeout),
+            tasks=TaskService(store, publisher, results, letters, settings),
             store=store,
             publisher=publisher,
             database=database,

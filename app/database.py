@@ -146,6 +146,12 @@ class TaskResultRepository:
         """The status document of an archived task, as `engine.state.document` made it, or None."""
         return _status_document(await self._results.find_one({"task_id": task_id}))
 
+    async def known(self, task_ids: Sequence[str]) -> dict[str, Document]:
+        """Digest, epoch and error of those of `task_ids` that are archived, by id."""
+        fields = dict.fromkeys(("task_id", "digest", "epoch", "error"), 1)
+        rows = await self._results.find({"task_id": {"$in": list(task_ids)}}, fields).to_list(len(task_ids))
+        return {row["task_id"]: row for row in rows}
+
     async def store(self, documents: Sequence[Document]) -> dict[int, str]:
         """Write status documents; one of a newer epoch or version that is there already stays.
 

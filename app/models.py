@@ -115,6 +115,24 @@ class TaskAccepted(BaseModel):
     status_url: str
 
 
+class RowProblem(BaseModel):
+    """Why one row of a batch was not accepted, as problems are told (RFC 9457); `loc` is relative to the row."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+class BatchAccepted(BaseModel):
+    """The answer to a batch: `results` has a row's task or its problem, in the order of the rows."""
+
+    accepted: int
+    refused: int
+    results: list[TaskAccepted | RowProblem]
+
+
 class TaskProgress(BaseModel):
     """How far a task has come; `progress` is in percent."""
 

@@ -153,22 +153,24 @@ def jittered(seconds: int) -> int:
     return random.randint(seconds, seconds + max(1, seconds // 2))  # noqa: S311  not for secrets
 
 
-def render(problem: Problem, *, instance: str, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of the answer that tells of `problem` (RFC 9457, RFC 9110 Retry-After)."""
-    document: dict[str, Any] = {
+def document(problem: Problem, **members: Any) -> dict[str, Any]:
+    """The members of `problem` (RFC 9457, section 3.1), and further ones."""
+    told = {
         "type": f"urn:problem:{problem.slug}",
         "title": problem.title,
         "status": int(problem.status),
         "detail": problem.detail,
-        "instance": instance,
-        "request_id": request_id,
+        **members,
     }
-    if problem.errors is not None:
-        document["errors"] = problem.errors
+    return told if problem.errors is None else {**told, "errors": problem.errors}
+
+
+def render(problem: Problem, *, instance: str, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer that tells of `problem` (RFC 9457, RFC 9110 Retry-After)."""
     headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
     if problem.retry_after is not None:
         headers["retry-after"] = str(jittered(problem.retry_after))
-    return int(problem.status), headers, orjson.dumps(document)
+    return int(problem.status), headers, orjson.dumps(document(problem, instance=instance, request_id=request_id))
 
 
 def example(problem: type[Problem]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     reconcile_interval: Seconds = 5
     reconcile_after: Annotated[float, Field(ge=1)] = 30
     reconcile_batch: Annotated[int, Field(ge=1, le=1000)] = 200
+    archive_lookup_timeout: Seconds = 1
 
     # Workers
     heavy_concurrency: Count = 2

@@ -1,5 +1,6 @@
 """What handlers ask for by type: the context, and the identity of the request."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -53,13 +54,17 @@ class RequestIdentity:
             raise problems.Invalid(f"Idempotency-Key: {KEY_MIN} to {KEY_MAX} printable ASCII characters are expected.")
         self.from_client = key is not None
         route = f"{request.method} {request.scope['route'].path}"
-        secret = request.app.state.context.settings.identity_secret.get_secret_value()
-        self.id = identity_uuid(
-            secret,
+        self._secret = request.app.state.context.settings.identity_secret.get_secret_value()
+        self._identity = (
             Identity("client", ANONYMOUS, route, key)
             if key is not None
-            else Identity("edge", ANONYMOUS, route, request.scope["state"]["edge_key"]),
+            else Identity("edge", ANONYMOUS, route, request.scope["state"]["edge_key"])
         )
+        self.id = identity_uuid(self._secret, self._identity)
+
+    def row_id(self, row: int) -> str:
+        """The id of one row of this request, counted from 0: the same when the request comes again."""
+        return identity_uuid(self._secret, replace(self._identity, row=row))
 
     def replay_headers(self, *, replayed: bool) -> dict[str, str]:
         """`Idempotent-Replayed` for a repeat that the client made; a replay by nginx is nobody's business."""

@@ -1,5 +1,6 @@
 """Every error leaves as problem+json: the handlers that turn exceptions into `app.problems`."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -74,7 +75,7 @@ def _validation_problem(request: Request, error: RequestValidationError) -> prob
         return problems.UnsupportedMediaType("Content-Type: application/json is expected.")
     if any(row["type"] == "json_invalid" for row in rows):
         return problems.Malformed("The body is not valid JSON.")
-    return problems.Invalid(errors=[_row(row) for row in rows[:ERRORS_MAX]])
+    return problems.Invalid(errors=told(rows))
 
 
 def _allowed(request: Request) -> set[str]:
@@ -87,6 +88,7 @@ def _allowed(request: Request) -> set[str]:
     }
 
 
-def _row(error: dict[str, Any]) -> dict[str, Any]:
+def told(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """What clients hear of a validation's errors, of the first ones if they are many."""
     # Neither the refused value nor the exception: they may be large, secret or no JSON.
-    return {"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]}
+    return [{"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]} for error in errors[:ERRORS_MAX]]

@@ -109,7 +109,7 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 self._write(lambda: self._finish(request, message, status, fields, self.encode(meta)))
         elif state == states.RETRY and not hasattr(request, "started"):
             # Celery's parent has ended the run since the broker's connection was lost.
-            self._write(lambda: self.store.interrupt(message_of(request, request.task)))
+            self._write(lambda: self.store.interrupt(message_of(request, request.task), request.hostname))
         return encoded
 
     def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:

@@ -32,11 +32,14 @@ class Identity:
     principal: str
     route: str  # method and path template
     key: str
+    row: int | None = None  # of a batch
 
 
 def identity_uuid(secret: str, identity: Identity) -> str:
     """The UUID (version 8, RFC 9562) that stands for `identity`; without `secret` nobody can guess or forge it."""
-    parts = [identity.origin, identity.principal, identity.route, identity.key]
+    parts: list[str | int] = [identity.origin, identity.principal, identity.route, identity.key]
+    if identity.row is not None:
+        parts.append(identity.row)
     digest = bytearray(hmac.digest(secret.encode(), orjson.dumps(parts), hashlib.sha256)[:16])
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80

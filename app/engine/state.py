@@ -7,21 +7,25 @@ awaiting (API, beat), one blocking (Celery's prefork children).
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import orjson
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
 
 from app.contracts import nested_deeper
 from app.database import ResultReader
 from app.engine.message import Message
 
+T = TypeVar("T")
+
+CHUNK = 100  # scripts that one round trip runs: further ones let other clients in between
 RUN_MARGIN = 30_000  # ms past its time limit after which a run that has not ended is taken for lost
 RESULT_MAX_DEPTH = 64  # levels; MongoDB takes no more than 100 a document
 
@@ -88,7 +92,7 @@ SCRIPTS = {
 class Created(NamedTuple):
     """What `create` or `reopen` found: an outcome, and what belongs to it."""
 
-    outcome: Literal["created", "leased", "exists", "conflict", "full", "backlog"]
+    outcome: Literal["created", "leased", "exists", "conflict", "full", "backlog", "unknown"]
     epoch: int = 0
     created_at: int = 0
     lease_left: float = 0  # seconds
@@ -191,29 +195,56 @@ class AsyncTaskStore:
 
     async def create(self, message: Message, *, lease: float) -> Created:
         """Write `message`'s record, PENDING, under a lease of `lease` seconds, unless its identity has one already."""
-        arguments = [message.task_id, message.digest, int(lease * 1000), message.publish]
-        answer = await self._run("create", message, *arguments, self.queue_max, self._backlog_max, *message.fields())
-        return Created.of(answer)
+        (created,) = await self.create_many([message], lease=lease)
+        return _or_raise(created)
+
+    async def create_many(
+        self, messages: Sequence[Message], *, lease: float, known_only: bool = False
+    ) -> list[Created | RedisError]:
+        """`create` for each message, by few round trips; with `known_only` an identity without a record is "unknown".
+
+        Raises nothing: a row that Redis could not serve has the error in its place.
+        """
+        length, bounds = int(lease * 1000), [self.queue_max, self._backlog_max, int(known_only)]
+        rows = [
+            [message.digest, length, message.publish, *bounds, *message.fields(), "epoch", message.epoch]
+            for message in messages
+        ]
+        answers = await self._run_many("create", zip(messages, rows, strict=True))
+        return [answer if isinstance(answer, RedisError) else Created.of(answer) for answer in answers]
 
     async def reopen(self, message: Message, *, lease: float) -> Created:
         """Make the failed task of `message` PENDING again, under a lease; `message.epoch` is the one it failed in."""
-        arguments = [message.task_id, message.epoch, int(lease * 1000), message.publish]
+        arguments = [message.epoch, int(lease * 1000), message.publish]
         fields = [*message.fields(), "digest", message.digest, "created_at", message.created_at]
         return Created.of(await self._run("reopen", message, *arguments, self.queue_max, self._backlog_max, *fields))
 
     async def confirm(self, message: Message) -> None:
         """End the lease of a message that the broker confirmed."""
-        await self._run("confirm", message, message.task_id, message.publish, self._look_after)
+        (answer,) = await self.confirm_many([message])
+        _or_raise(answer)
+
+    async def confirm_many(self, messages: Sequence[Message]) -> list[RedisError | None]:
+        """`confirm` for each message; answers and errors as `create_many`'s."""
+        return await self._run_many("confirm", ((message, [message.publish, self._look_after]) for message in messages))
 
     async def withdraw(self, message: Message, *, certain: bool, error: Mapping[str, str]) -> Status | None:
         """Take back a record whose message was not confirmed; `certain` if the broker refused it.
 
         Returns None if that was done, else the status that the record has by another hand.
         """
-        status = await self._run(
-            "withdraw", message, message.task_id, message.publish, int(certain), orjson.dumps(error)
+        (answer,) = await self.withdraw_many([(message, certain)], error=error)
+        return _or_raise(answer)
+
+    async def withdraw_many(
+        self, rows: Sequence[tuple[Message, bool]], *, error: Mapping[str, str]
+    ) -> list[Status | RedisError | None]:
+        """`withdraw` for each message and whether that is certain; answers and errors as `create_many`'s."""
+        why = orjson.dumps(error)
+        answers = await self._run_many(
+            "withdraw", ((message, [message.publish, int(certain), why]) for message, certain in rows)
         )
-        return Status(status) if status else None
+        return [Status(answer) if isinstance(answer, str) else answer for answer in answers]
 
     async def cancel(self, task_id: str, queue: str) -> str | None:
         """Ask for a task's end: CANCELLED, CANCELLING, another final status, or None for an unknown id."""
@@ -253,11 +284,11 @@ class AsyncTaskStore:
         `too_often` tells that the broker gave up on a message that came back; with fewer than `starts` starts in the
         record the task is not to blame, and "again" has the reconciler publish it once more.
         """
-        arguments = [message.task_id, message.epoch, message.retries, message.publish]
+        arguments = [message.epoch, message.retries, message.publish]
         arguments += [int(too_often), starts, orjson.dumps(error), reason]
         answer: Literal["FAILURE", "again", "stale", "missing"] = await self._run("bury", message, *arguments)
         if answer == "missing":
-            await self._run("recreate", message, message.task_id, self._look_after, *_recreated(message))
+            await self._run("recreate", message, self._look_after, *_recreated(message))
             answer = await self._run("bury", message, *arguments)
         return "stale" if answer == "missing" else answer  # cancelled away in between
 
@@ -270,7 +301,7 @@ class AsyncTaskStore:
 
     async def retake(self, message: Message, *, lease: float, again_in: float) -> bool:
         """Take over a task that is due for a look, to publish `message` for it; False if another hand was faster."""
-        arguments = [message.task_id, message.publish, int(lease * 1000), int(again_in * 1000)]
+        arguments = [message.publish, int(lease * 1000), int(again_in * 1000)]
         return bool(await self._run("retake", message, *arguments))
 
     async def postpone(self, rows: list[tuple[str, float]]) -> None:
@@ -283,7 +314,25 @@ class AsyncTaskStore:
             await pipe.execute()
 
     async def _run(self, name: str, message: Message, *arguments: Any) -> Any:
-        return await self._scripts[name](keys=_keys(message.task_id, message.queue), args=arguments)
+        keys = _keys(message.task_id, message.queue)
+        return await self._scripts[name](keys=keys, args=[message.task_id, *arguments])
+
+    async def _run_many(self, name: str, calls: Iterable[tuple[Message, list[Any]]]) -> list[Any]:
+        """A script's answers to rows of (message, arguments), `CHUNK` a round trip; an error where a call failed."""
+        script, waiting, answers = self._scripts[name], list(calls), list[Any]()
+        try:
+            if len(waiting) == 1:  # a pipeline would first ask whether the script is there
+                return [await self._run(name, waiting[0][0], *waiting[0][1])]
+            for begin in range(0, len(waiting), CHUNK):
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for message, arguments in waiting[begin : begin + CHUNK]:
+                        keys = _keys(message.task_id, message.queue)
+                        await script(keys=keys, args=[message.task_id, *arguments], client=pipe)
+                    answers += await pipe.execute(raise_on_error=False)
+        except RedisError as error:
+            # To try the others would make the caller wait for as many time-outs.
+            answers += [error] * (len(waiting) - len(answers))
+        return answers
 
 
 class TaskStore:
@@ -366,11 +415,12 @@ class TaskStore:
         answer: str = self._ensured("finish", message, *arguments, *_flat(fields))
         return answer
 
-    def interrupt(self, message: Message) -> None:
-        """Note that a run was ended from outside, so that the task is published again unless its message returns."""
+    def interrupt(self, message: Message, worker: str) -> None:
+        """Note that a run of `worker` was ended from outside, so that the task is published again unless its message returns."""
         self._script(
-            "interrupt", message, message.task_id, message.epoch, message.retries, message.publish, self._look_after
-        )
+            "interrupt", message, message.task_id, message.epoch, message.retries, message.publish, worker,
+            self._look_after,
+        )  # fmt: skip
 
     def fail(self, task_id: str, error: Mapping[str, str]) -> None:
         """End a waiting task of which no more than the id is at hand; without effect where it does not wait."""
@@ -406,6 +456,12 @@ class TaskStore:
 
     def _run_limit(self, message: Message) -> int:
         return self._run_limits.get(message.queue, max(self._run_limits.values()))
+
+
+def _or_raise(answer: T | RedisError) -> T:
+    if isinstance(answer, RedisError):
+        raise answer
+    return answer
 
 
 def _run_of(message: Message) -> list[int | str]:

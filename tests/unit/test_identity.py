@@ -36,10 +36,19 @@ def test_the_id_is_a_uuid_of_version_8(key: str):
         replace(IDENTITY, key="0123456789abcdeF"),
         # The parts are not merely joined.
         replace(IDENTITY, principal="anonymousPOST", route=" /api/items"),
+        replace(IDENTITY, row=0),
     ],
 )
 def test_another_part_makes_another_id(other: Identity):
     assert identity_uuid(SECRET, other) != identity_uuid(SECRET, IDENTITY)
+
+
+def test_rows_of_a_batch_have_ids_of_their_own():
+    # A key that ends in a digit does not meet the rows of a shorter one.
+    identities = [
+        replace(IDENTITY, key=key, row=row) for key in (IDENTITY.key, IDENTITY.key + "1") for row in range(12)
+    ]
+    assert len({identity_uuid(SECRET, identity) for identity in identities}) == 24
 
 
 def test_another_secret_makes_another_id():

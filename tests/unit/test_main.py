@@ -94,6 +94,7 @@ def test_the_document_lists_the_api(operations: dict[str, Any]):
         "DELETE /api/items/{item_id}",
         "POST /api/async/process",
         "POST /api/async/count-words",
+        "POST /api/async/batch",
         "GET /api/async/status/{task_id}",
         "GET /api/async/tasks/{task_id}",
         "DELETE /api/async/tasks/{task_id}",

@@ -81,7 +81,7 @@ def test_a_database_of_the_users_is_used_as_it_is(tmp_path):
     assert planned["api-1"].environment["MONGODB_URL"] == url
 
 
-def test_what_a_running_stack_remembers_still_names_its_own_database(tmp_path):
+def test_what_a_running_stack_remembers_still_names_its_own_database():
     first = Settings(_env_file=None, mongodb_port=7003)
     remembered = State(as_environment(first), {}).restored()
     assert has_own_database(remembered)

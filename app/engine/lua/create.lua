@@ -1,7 +1,7 @@
 -- Creates a record, PENDING under a lease, or tells what an earlier request with the same identity left.
--- ARGV id, digest, lease ms, publish, queue max, backlog max, field, value, ...
+-- ARGV id, digest, lease ms, publish, queue max, backlog max, 1 to create nothing that is not known, field, value, ...
 -- Answers {'created', epoch, created_at} | {'leased', ms left} | {'exists', status} | {'conflict'}
---       | {'full', tasks a second that leave the queue} | {'backlog'}
+--       | {'full', tasks a second that leave the queue} | {'backlog'} | {'unknown'}
 local id, digest, length, publish = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = now()
 local old = redis.call('HMGET', task, 'status', 'digest', 'lease', 'unpublished', 'lease_by')
@@ -17,6 +17,8 @@ if status then
     end
     if leased and tonumber(old[3]) > time then return { 'leased', tonumber(old[3]) - time } end
     if not leased and not old[4] then return { 'exists', status } end
+elseif ARGV[7] == '1' then
+    return { 'unknown' }
 end
 if redis.call('XLEN', finished) >= tonumber(ARGV[6]) then return { 'backlog' } end
 if not status or old[4] then
@@ -26,8 +28,8 @@ if not status or old[4] then
 end
 
 if not status then
-    redis.call('HSET', task, 'status', 'PENDING', 'digest', digest, 'epoch', 1, 'retries', 0, 'attempts', 0,
-        'created_at', time, unpack(ARGV, 7))
+    redis.call('HSET', task, 'status', 'PENDING', 'digest', digest, 'retries', 0, 'attempts', 0,
+        'created_at', time, unpack(ARGV, 8))
 elseif old[4] then
     reopened()
 end
