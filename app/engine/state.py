@@ -416,7 +416,7 @@ class TaskStore:
         return answer
 
     def interrupt(self, message: Message, worker: str) -> None:
-        """Note that a run of `worker` was ended from outside, so that the task is published again unless its message returns."""
+        """Note that a run of `worker` was ended from outside: unless its message returns, it is published again."""
         self._script(
             "interrupt", message, message.task_id, message.epoch, message.retries, message.publish, worker,
             self._look_after,

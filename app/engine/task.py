@@ -130,6 +130,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             raise Superseded
 
     def _enter(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.backend.settled = None
         started = patiently(lambda: self.backend.store.start(message, self.request.hostname), self.backend.patience)
         match started.outcome:
             case "run":
