@@ -119,7 +119,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         letters = DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days)
         yield Context(
             settings=settings,
-            items=ItemRepository(database),
+            items=ItemRepository(database, identity_ttl=settings.item_identity_ttl),
             results=results,
             letters=letters,
             tasks=TaskService(store, publisher, results, letters, settings),

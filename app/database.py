@@ -1,7 +1,9 @@
 """MongoDB: the client, the indexes, and one small repository a collection. No query lives anywhere else."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
+from app import problems
 from app.settings import Settings
 
 Document = dict[str, Any]
@@ -24,10 +27,21 @@ log = structlog.get_logger(__name__)
 DUPLICATE_KEY = 11000
 SETTLED = frozenset({DUPLICATE_KEY, 2, 9, 14, 52, 57, 121, 10334, 17280})
 
+# What no change of an item touches.
+CONSTANT = ("_id", "identity", "digest", "created_at")
+CHANGE_ATTEMPTS = 20
+CHANGE_PAUSE = 0.005  # seconds, times the attempt, at most: who lost a race must not run the next one at once
+BUSY = "The item changes faster than this request can be applied; try again."
+# Nginx replays a request within its own time-outs, 40 s together; so many others may change the item meanwhile.
+REPLAY_WINDOW = timedelta(minutes=2)
+REPLAYS_MAX = 16
+
 INDEXES = {
     "items": [
         IndexModel([("category", ASCENDING), ("_id", ASCENDING)]),
         IndexModel([("identity", ASCENDING)], unique=True),
+        IndexModel([("deleted_at", ASCENDING), ("_id", ASCENDING)]),
+        IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0),
     ],
     "dead_letters": [
         IndexModel([("key", ASCENDING)], unique=True),
@@ -66,30 +80,40 @@ async def ensure_indexes(database: Any) -> None:
 class ItemRepository:
     """The collection `items`. All methods raise `pymongo.errors.PyMongoError` when MongoDB cannot serve.
 
-    An item has a `version`, counted up by each change, and the `identity` of the request that made it (unique), so
-    that the same request seen twice makes one item.
+    An item has a `version`, counted up by each change; the `identity` of the request that made it (unique), so that
+    the same request seen twice makes one item; and the `edge`, the edge's name of the request that changed it last.
+    `earlier` are the versions before that which a replay of their request may still ask for.
+
+    A deleted item leaves a tombstone, which only `create` and replays see: with `deleted_at`, without content, for
+    `identity_ttl` seconds.
     """
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Any, *, identity_ttl: float) -> None:
         self._items = database["items"]
+        self._identity_ttl = timedelta(seconds=identity_ttl)
 
     async def page(self, *, limit: int, after: ObjectId | None, category: str | None) -> list[Document]:
         """At most `limit` items in the order they were made, those after the id `after`."""
-        query: Document = {}
+        query: Document = {"deleted_at": {"$exists": False}}
         if after is not None:
             query["_id"] = {"$gt": after}
         if category is not None:
             query["category"] = category
-        rows: list[Document] = await self._items.find(query).sort("_id", ASCENDING).limit(limit).to_list(limit)
+        found = self._items.find(query, {"earlier": 0}).sort("_id", ASCENDING).limit(limit)
+        rows: list[Document] = await found.to_list(limit)
         return rows
 
     async def get(self, item_id: ObjectId) -> Document | None:
         """The item, or None."""
         item: Document | None = await self._items.find_one({"_id": item_id})
-        return item
+        return None if item is None or "deleted_at" in item else item
 
     async def create(self, content: Document, *, identity: str, digest: str) -> tuple[Document, bool]:
-        """Insert an item; answers it and whether it is new: the same identity finds its earlier item."""
+        """Insert an item; answers it and whether it is new.
+
+        Where the same identity has made one before, the answer is that one as it was made: its `digest` says whether
+        its content was `content`.
+        """
         now = _now()
         item = {
             "_id": ObjectId(), **content, "version": 1, "identity": identity, "digest": digest,
@@ -101,34 +125,82 @@ class ItemRepository:
             earlier: Document | None = await self._items.find_one({"identity": identity})
             if earlier is None:
                 raise
-            return earlier, False
+            made = {name: earlier[name] for name in ("_id", "identity", "digest", "created_at")}
+            return {**made, **content, "version": 1, "updated_at": made["created_at"]}, False
         return item, True
 
-    async def update(
-        self, item_id: ObjectId, content: Document, *, versions: Sequence[int] | None, edge: str
+    async def change(
+        self, item_id: ObjectId, content: Callable[[Document], Document], *, versions: Sequence[int] | None, edge: str
     ) -> Document | None:
-        """Replace an item's content, if it is at one of `versions` (any, where None); answers the new item, else None.
+        """Give an item the `content` that is made of the present one; answers the new item, None where there is none.
 
-        `edge` names the request at the edge: a replay of the request that made the present version answers it again.
+        `edge` names the request at the edge: what it has changed already is answered again, as it was then. Raises
+        `PreconditionFailed` unless the item is at one of `versions` (any, where None), and `Conflict` (problems).
         """
-        query: Document = {"_id": item_id}
-        if versions is not None:
-            query["version"] = {"$in": list(versions)}
-        change = {"$set": {**content, "edge": edge, "updated_at": _now()}, "$inc": {"version": 1}}
-        item: Document | None = await self._items.find_one_and_update(
-            query, change, return_document=ReturnDocument.AFTER
-        )
-        if item is None and versions is not None:
-            item = await self._items.find_one({"_id": item_id, "edge": edge})
-        return item
+        for attempt in range(CHANGE_ATTEMPTS):
+            item = await self._items.find_one({"_id": item_id})
+            if item is None:
+                return None
+            if (left := _left_by(edge, item)) is not None:
+                return left
+            if "deleted_at" in item:
+                return None
+            now = _now()
+            change = {**content(_expected(item, versions)), "edge": edge, "updated_at": now}
+            changed: Document | None = await self._items.find_one_and_update(
+                {"_id": item_id, "version": item["version"]},
+                {"$set": {**change, "earlier": _earlier(item, now)}, "$inc": {"version": 1}},
+                return_document=ReturnDocument.AFTER,
+            )
+            if changed is not None:
+                return changed
+            await asyncio.sleep(random.uniform(0, CHANGE_PAUSE * attempt))  # noqa: S311  not for secrets
+        raise problems.Conflict(BUSY, retry_after=1)
 
-    async def delete(self, item_id: ObjectId, *, versions: Sequence[int] | None) -> bool:
-        """Delete an item, if it is at one of `versions` (any, where None); answers whether it did."""
-        query: Document = {"_id": item_id}
-        if versions is not None:
-            query["version"] = {"$in": list(versions)}
-        outcome = await self._items.delete_one(query)
-        return bool(outcome.deleted_count)
+    async def delete(self, item_id: ObjectId, *, versions: Sequence[int] | None, edge: str) -> bool:
+        """Put a tombstone in an item's place; False where there is none, unless the request `edge` has deleted it.
+
+        Raises as `change` does.
+        """
+        for attempt in range(CHANGE_ATTEMPTS):
+            item = await self._items.find_one({"_id": item_id})
+            if item is None or "deleted_at" in item:
+                return item is not None and item["edge"] == edge
+            now = _now()
+            tombstone = {
+                **{name: value for name, value in _expected(item, versions).items() if name in CONSTANT},
+                "version": item["version"] + 1,
+                "edge": edge,
+                "deleted_at": now,
+                "expires_at": now + self._identity_ttl,
+                "earlier": _earlier(item, now),
+            }
+            outcome = await self._items.replace_one({"_id": item_id, "version": item["version"]}, tombstone)
+            if outcome.matched_count:
+                return True
+            await asyncio.sleep(random.uniform(0, CHANGE_PAUSE * attempt))  # noqa: S311  not for secrets
+        raise problems.Conflict(BUSY, retry_after=1)
+
+
+def _expected(item: Document, versions: Sequence[int] | None) -> Document:
+    if versions is not None and item["version"] not in versions:
+        raise problems.PreconditionFailed
+    return item
+
+
+def _left_by(edge: str, item: Document) -> Document | None:
+    """The item as the change by the request `edge` left it, None where it has changed nothing."""
+    if item.get("edge") == edge and "deleted_at" not in item:
+        return item
+    fixed = {name: item[name] for name in CONSTANT if name in item}
+    return next(({**fixed, **version} for version in item.get("earlier", []) if version["edge"] == edge), None)
+
+
+def _earlier(item: Document, now: datetime) -> list[Document]:
+    """What a change at `now` has to keep of the versions so far, the present one included."""
+    present = {name: value for name, value in item.items() if name not in {*CONSTANT, "earlier"}}
+    versions = [*item.get("earlier", []), *([present] if "edge" in present else [])]
+    return [version for version in versions if version["updated_at"] > now - REPLAY_WINDOW][-REPLAYS_MAX:]
 
 
 class TaskResultRepository:

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     mongodb_pool_min: Annotated[int, Field(ge=0)] = 10
     mongodb_pool_max: Count = 100
     mongodb_timeout: Seconds = 5
+    item_identity_ttl: Annotated[int, Field(ge=86_400)] = 86_400
 
     # Redis
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")

@@ -21,7 +21,6 @@ router = APIRouter(prefix="/api/items", tags=["items"])
 Responses = dict[int | str, dict[str, Any]]
 
 NO_ITEM = "There is no item with this id."
-PATCH_ATTEMPTS = 5
 
 IfMatch = Annotated[str | None, Header(description="Act only on this version (an ETag); else 412.")]
 ABSENT: Responses = {404: problems.example(problems.NotFound)}
@@ -68,7 +67,9 @@ async def get_item(
     if_none_match: Annotated[str | None, Header(description="Answer 304 if this is the present ETag.")] = None,
 ) -> Item | Response:
     """One item."""
-    row = await _existing(context, _id(item_id))
+    row = await context.items.get(_id(item_id))
+    if row is None:
+        raise problems.NotFound(NO_ITEM)
     tag = entity_tag(row["version"])
     if not_modified(if_none_match, row["version"]):
         return Response(status_code=304, headers={"ETag": tag})
@@ -76,7 +77,7 @@ async def get_item(
     return _item(row)
 
 
-@router.put("/{item_id}", responses={**ABSENT, **STALE})
+@router.put("/{item_id}", responses={409: problems.example(problems.Conflict), **ABSENT, **STALE})
 async def replace_item(
     item_id: str,
     content: ItemContent,
@@ -86,7 +87,11 @@ async def replace_item(
     if_match: IfMatch = None,
 ) -> Item:
     """Replace an item's content; fields that are not given get their defaults."""
-    return await _update(context, _id(item_id), content, expected_versions(if_match), edge_key, response)
+    fields = content.model_dump()
+    row = await context.items.change(
+        _id(item_id), lambda _: fields, versions=expected_versions(if_match), edge=edge_key
+    )
+    return _changed(row, response)
 
 
 @router.patch("/{item_id}", responses={409: problems.example(problems.Conflict), **ABSENT, **STALE})
@@ -101,25 +106,24 @@ async def patch_item(
     """Change some fields by a JSON merge patch (RFC 7396): null resets a field, objects are merged."""
     if nested_deeper(patch, METADATA_MAX_DEPTH + 1):
         raise problems.Invalid(f"The patch is nested deeper than {METADATA_MAX_DEPTH + 1} levels.")
-    expected = expected_versions(if_match)
-    for _ in range(PATCH_ATTEMPTS):
-        row = await _existing(context, _id(item_id))
-        if expected is not None and row["version"] not in expected:
-            raise problems.PreconditionFailed
-        content = _validated(merge_patch({name: row[name] for name in ItemContent.model_fields}, patch))
-        try:
-            return await _update(context, row["_id"], content, [row["version"]], edge_key, response)
-        except problems.PreconditionFailed:
-            continue  # somebody else was faster: merge into what they wrote, if that is allowed
-    raise problems.Conflict("The item changes faster than this patch can be applied; try again.", retry_after=1)
+
+    def merged(row: dict[str, Any]) -> dict[str, Any]:
+        return _validated(merge_patch({name: row[name] for name in ItemContent.model_fields}, patch)).model_dump()
+
+    row = await context.items.change(_id(item_id), merged, versions=expected_versions(if_match), edge=edge_key)
+    return _changed(row, response)
 
 
-@router.delete("/{item_id}", status_code=204, response_class=Response, responses={**ABSENT, **STALE})
-async def delete_item(item_id: str, context: ContextDep, if_match: IfMatch = None) -> None:
+@router.delete(
+    "/{item_id}",
+    status_code=204,
+    response_class=Response,
+    responses={409: problems.example(problems.Conflict), **ABSENT, **STALE},
+)
+async def delete_item(item_id: str, context: ContextDep, edge_key: EdgeKeyDep, if_match: IfMatch = None) -> None:
     """Delete an item."""
-    if not await context.items.delete(_id(item_id), versions=expected_versions(if_match)):
-        await _existing(context, _id(item_id))
-        raise problems.PreconditionFailed
+    if not await context.items.delete(_id(item_id), versions=expected_versions(if_match), edge=edge_key):
+        raise problems.NotFound(NO_ITEM)
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -135,27 +139,11 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
-async def _update(
-    context: ContextDep,
-    item_id: ObjectId,
-    content: ItemContent,
-    versions: list[int] | None,
-    edge_key: str,
-    response: Response,
-) -> Item:
-    row = await context.items.update(item_id, content.model_dump(), versions=versions, edge=edge_key)
-    if row is None:
-        await _existing(context, item_id)
-        raise problems.PreconditionFailed
-    response.headers["ETag"] = entity_tag(row["version"])
-    return _item(row)
-
-
-async def _existing(context: ContextDep, item_id: ObjectId) -> dict[str, Any]:
-    row = await context.items.get(item_id)
+def _changed(row: dict[str, Any] | None, response: Response) -> Item:
     if row is None:
         raise problems.NotFound(NO_ITEM)
-    return row
+    response.headers["ETag"] = entity_tag(row["version"])
+    return _item(row)
 
 
 def _validated(content: dict[str, Any]) -> ItemContent:

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
+import pymongo
 import pytest
+import redis
 
 from app.context import Context, open_context
 from tests.integration.harness import Stack
@@ -30,3 +32,15 @@ async def context(stack: Stack) -> AsyncIterator[Context]:
     """The stack's servers as the API sees them, for tasks that have no route."""
     async with open_context(stack.settings, service="test") as opened:
         yield opened
+
+
+@pytest.fixture
+def records(stack: Stack) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(stack.settings.redis_url.get_secret_value(), decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def archive(stack: Stack) -> Iterator[pymongo.collection.Collection]:
+    with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as client:
+        yield client["stack"]["task_results"]

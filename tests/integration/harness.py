@@ -1,16 +1,19 @@
 """The native stack as tests run it, and what they often ask of it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import psutil
+import redis
 
 from app.context import Context
 from app.settings import Settings
@@ -103,6 +106,25 @@ class Stack:
     def settled(self) -> bool:
         """Whether all services are healthy."""
         return self.run("status", check=False).returncode == 0
+
+
+@contextmanager
+def paused(stack: Stack, service: str) -> Iterator[None]:
+    """Stop a server without closing its connections, as a machine that hangs does."""
+    processes = stack.processes(service)
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+def made_by(records: redis.Redis, request_id: str) -> dict[str, dict[str, str]]:
+    """The records of all tasks that requests of this id made, by the task's id."""
+    found = {key.removeprefix("task:"): records.hgetall(key) for key in records.scan_iter("task:*", count=1000)}
+    return {task_id: record for task_id, record in found.items() if record.get("request_id") == request_id}
 
 
 def free_row(count: int) -> int:

@@ -21,36 +21,11 @@ from app.context import Context
 from app.engine.service import Accepted, Order
 from app.problems import NotPublished
 from deploy.native.ports import free_ports
-from tests.integration.harness import ROOT, Stack, finished, problem, wait_until
+from tests.integration.harness import ROOT, Stack, finished, made_by, paused, problem, wait_until
 
 pytestmark = pytest.mark.integration
 
 LIGHT = {"task": "count-words", "text": "to be or not to be"}
-
-
-@pytest.fixture
-def records(stack: Stack) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(stack.settings.redis_url.get_secret_value(), decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-def archive(stack: Stack) -> Iterator[pymongo.collection.Collection]:
-    with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as client:
-        yield client["stack"]["task_results"]
-
-
-@contextmanager
-def paused(stack: Stack, service: str) -> Iterator[None]:
-    """Stop a server without closing its connections, as a machine that hangs does."""
-    processes = stack.processes(service)
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
@@ -100,12 +75,6 @@ def send(api: httpx.Client, rows: list[Any], key: str | None = None) -> httpx.Re
 def accepted(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 202, answer.text
     return [row["task_id"] for row in answer.json()["results"] if "task_id" in row]
-
-
-def records_of(records: redis.Redis, request_id: str) -> list[dict[str, str]]:
-    """The records of all tasks that requests of this id made."""
-    found = [records.hgetall(key) for key in records.scan_iter("task:*", count=1000)]
-    return [record for record in found if record.get("request_id") == request_id]
 
 
 def test_a_thousand_rows_all_succeed(api: httpx.Client, archive: pymongo.collection.Collection) -> None:
@@ -201,8 +170,8 @@ def test_fifty_equal_batches_at_once_make_each_task_once(stack: Stack, records: 
         answers = list(pool.map(one, range(50)))
     (task_ids,) = {tuple(accepted(answer)) for answer in answers}
     assert len(set(task_ids)) == 10
-    wait_until(lambda: {row["status"] for row in records_of(records, request_id)} == {"SUCCESS"})
-    made = records_of(records, request_id)
+    wait_until(lambda: {row["status"] for row in made_by(records, request_id).values()} == {"SUCCESS"})
+    made = made_by(records, request_id).values()
     assert len(made) == 10
     # One publish a task: nobody took over from anybody.
     assert {(row["attempts"], row["publishes"]) for row in made} == {("1", "1")}
@@ -227,7 +196,7 @@ def test_a_broker_that_hangs_refuses_a_batch_that_is_then_sent_again(
     assert len(set(task_ids)) == 200
     for task_id in task_ids:
         assert finished(api, task_id, 60)["status"] == "SUCCESS"
-    made = records_of(records, request_id)
+    made = made_by(records, request_id).values()
     assert Counter((row["status"], row["attempts"]) for row in made) == {("SUCCESS", "1"): 200}
 
 
@@ -237,7 +206,7 @@ def test_a_broker_that_is_away_leaves_no_record_of_a_batch(stack: Stack, records
     with replica(stack, RABBITMQ_URL=f"amqp://guest:guest@127.0.0.1:{port}//", PUBLISH_TIMEOUT="1") as api:
         answer = api.post("/api/async/batch", json={"tasks": [LIGHT] * 3}, headers={"X-Request-ID": request_id})
         problem(answer, 503, "not-published")
-    assert records_of(records, request_id) == []
+    assert made_by(records, request_id) == {}
 
 
 async def test_a_row_that_the_broker_returns_fails_alone(api: httpx.Client, context: Context) -> None:
@@ -291,5 +260,5 @@ def test_a_replica_that_dies_amid_a_batch_is_replaced_by_the_next(
     assert len(set(task_ids)) == 120
     for task_id in task_ids:
         assert finished(api, task_id, 60)["attempts"] == 1
-    assert [len(records_of(records, request_id)) for request_id in request_ids] == [20] * 6
+    assert [len(made_by(records, request_id)) for request_id in request_ids] == [20] * 6
     wait_until(stack.settled, 60)

@@ -1,6 +1,8 @@
 """The repositories, under both drivers."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -8,6 +10,7 @@ import pytest
 from bson import ObjectId
 
 from app.database import ItemRepository, TaskResultRepository, create_client, ensure_indexes
+from app.problems import PreconditionFailed
 from tests.integration.harness import Stack
 
 pytestmark = pytest.mark.integration
@@ -25,24 +28,105 @@ async def database(stack: Stack, request: pytest.FixtureRequest) -> AsyncIterato
         await closing
 
 
-async def test_items(database: Any) -> None:
-    items = ItemRepository(database)
-    content = {"name": "x", "description": "", "category": "c", "metadata": {}}
-    made, new = await items.create(content, identity="i", digest="d")
+CONTENT = {"name": "x", "description": "", "category": "c", "metadata": {}}
+
+
+@pytest.fixture
+def items(database: Any) -> ItemRepository:
+    return ItemRepository(database, identity_ttl=86_400)
+
+
+def becomes(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda _: {**CONTENT, "name": name}
+
+
+async def test_items(items: ItemRepository) -> None:
+    made, new = await items.create(CONTENT, identity="i", digest="d")
+    item_id = made["_id"]
     assert new
-    assert await items.create(content, identity="i", digest="d") == (made, False)
+    assert await items.create(CONTENT, identity="i", digest="d") == (made, False)
     assert await items.page(limit=5, after=None, category="c") == [made]
-    assert await items.page(limit=5, after=made["_id"], category=None) == []
-    changed = await items.update(made["_id"], content | {"name": "y"}, versions=[1], edge="e")
+    assert await items.page(limit=5, after=item_id, category=None) == []
+    changed = await items.change(item_id, becomes("y"), versions=[1], edge="e")
     assert changed is not None
     assert (changed["name"], changed["version"]) == ("y", 2)
-    # The same request again is answered, another one that expects the old version is not.
-    assert await items.update(made["_id"], content | {"name": "y"}, versions=[1], edge="e") == changed
-    assert await items.update(made["_id"], content, versions=[1], edge="f") is None
-    assert not await items.delete(made["_id"], versions=[1])
-    assert await items.delete(made["_id"], versions=None)
-    assert await items.get(made["_id"]) is None
-    assert not await items.delete(ObjectId(), versions=None)
+    with pytest.raises(PreconditionFailed):
+        await items.change(item_id, becomes("z"), versions=[1], edge="f")
+    with pytest.raises(PreconditionFailed):
+        await items.delete(item_id, versions=[1], edge="g")
+    assert await items.get(item_id) == changed
+    assert await items.delete(item_id, versions=[2], edge="g")
+    assert await items.get(item_id) is None
+    assert await items.page(limit=5, after=None, category=None) == []
+    assert await items.page(limit=5, after=None, category="c") == []
+    assert not await items.delete(item_id, versions=None, edge="h")
+    assert not await items.delete(ObjectId(), versions=None, edge="h")
+    assert await items.change(item_id, becomes("z"), versions=None, edge="h") is None
+    assert await items.change(ObjectId(), becomes("z"), versions=None, edge="h") is None
+
+
+async def test_a_replay_is_answered_like_the_first_time_whatever_came_between(items: ItemRepository) -> None:
+    made, _ = await items.create(CONTENT, identity="i", digest="d")
+    item_id = made["_id"]
+    states = {}
+    for number in range(1, 6):
+        left = await items.change(item_id, becomes(str(number)), versions=[number], edge=f"e{number}")
+        assert left is not None
+        states[f"e{number}"] = {name: left[name] for name in (*made, "edge")}
+
+    async def replays() -> None:
+        for number in range(1, 6):
+            again = await items.change(item_id, becomes("other"), versions=[number], edge=f"e{number}")
+            assert again is not None
+            assert {name: again[name] for name in (*made, "edge")} == states[f"e{number}"]
+
+    await replays()
+    present = await items.get(item_id)
+    assert present is not None
+    assert (present["name"], present["version"]) == ("5", 6)
+    assert "earlier" not in (await items.page(limit=1, after=None, category=None))[0]
+    assert await items.delete(item_id, versions=None, edge="gone")
+    assert await items.delete(item_id, versions=None, edge="gone")
+    await replays()
+
+
+async def test_a_deleted_item_keeps_its_identity_and_not_its_content(database: Any, items: ItemRepository) -> None:
+    made, _ = await items.create(CONTENT, identity="i", digest="d")
+    await items.delete(made["_id"], versions=None, edge="gone")
+    tombstone = await database["items"].find_one({"_id": made["_id"]})
+    assert tombstone.pop("expires_at") - tombstone.pop("deleted_at") == timedelta(days=1)
+    assert tombstone == {
+        "_id": made["_id"], "identity": "i", "digest": "d", "created_at": made["created_at"], "version": 2,
+        "edge": "gone", "earlier": [],
+    }  # fmt: skip
+    assert await items.create(CONTENT, identity="i", digest="d") == (made, False)
+    assert (await database["items"].index_information())["expires_at_1"]["expireAfterSeconds"] == 0
+
+
+async def test_items_of_an_older_version_are_alive(database: Any, items: ItemRepository) -> None:
+    old = {
+        "_id": ObjectId(), **CONTENT, "version": 3, "identity": "i", "digest": "d", "edge": "e",
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC), "updated_at": datetime(2026, 1, 2, tzinfo=UTC),
+    }  # fmt: skip
+    await database["items"].insert_one(dict(old))
+    assert await items.page(limit=5, after=None, category=None) == [old]
+    assert await items.get(old["_id"]) == old
+    changed = await items.change(old["_id"], becomes("y"), versions=[3], edge="f")
+    assert changed is not None
+    # What nobody can replay any more is not kept.
+    assert (changed["version"], changed["earlier"]) == (4, [])
+
+
+async def test_many_that_change_an_item_at_once_all_count(items: ItemRepository) -> None:
+    made, _ = await items.create(CONTENT, identity="i", digest="d")
+
+    def longer(item: dict[str, Any]) -> dict[str, Any]:
+        return {**CONTENT, "name": item["name"] + "x"}
+
+    await asyncio.gather(*(items.change(made["_id"], longer, versions=None, edge=f"e{n}") for n in range(8)))
+    item = await items.get(made["_id"])
+    assert item is not None
+    assert (item["name"], item["version"]) == ("x" * 9, 9)
 
 
 def document(result: Any = None, task_id: str = "t", epoch: int = 1, version: int = 1) -> dict[str, Any]:
@@ -71,3 +155,13 @@ async def test_indexes_are_there(database: Any) -> None:
     assert information["task_id_1"]["unique"]
     assert information["expires_at_1"]["expireAfterSeconds"] == 0
     assert (await database["items"].index_information())["identity_1"]["unique"]
+
+
+async def test_what_is_archived_of_many_tasks_is_known(database: Any) -> None:
+    results = TaskResultRepository(database, retention_days=1)
+    rows = [{**document(None, name), "digest": f"d-{name}", "error": None, "owner": ""} for name in "abc"]
+    await results.store(rows)
+    known = await results.known(["a", "c", "x"])
+    assert {name: (row["digest"], row["epoch"], row["error"]) for name, row in known.items()} == {
+        "a": ("d-a", 1, None), "c": ("d-c", 1, None),
+    }  # fmt: skip

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from uuid import uuid4
 
 import httpx
@@ -18,22 +17,9 @@ import redis
 
 from app.context import Context
 from deploy.native.supervision import Supervisor
-from tests.integration.harness import Stack, finished, problem, submit, wait_until
+from tests.integration.harness import Stack, finished, paused, problem, submit, wait_until
 
 pytestmark = pytest.mark.integration
-
-
-@contextmanager
-def paused(stack: Stack, service: str) -> Iterator[None]:
-    """Stop a server without closing its connections, as a machine that hangs does."""
-    processes = stack.processes(service)
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(autouse=True)

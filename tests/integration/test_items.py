@@ -1,11 +1,16 @@
+import os
+import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import pymongo
 import pytest
 
-from tests.integration.harness import Stack, problem
+from tests.integration.harness import Stack, problem, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -151,14 +156,178 @@ def test_the_same_key_makes_one_item(api: httpx.Client) -> None:
     problem(api.post("/api/items", json={"name": "other"}, headers=headers), 422, "key-reused")
 
 
-def test_a_request_that_nginx_tries_twice_counts_once(stack: Stack) -> None:
-    edge = {"X-Edge-Request-Id": uuid4().hex}
-    one, two = (httpx.Client(base_url=replica, headers=edge) for replica in stack.replicas)
-    with one, two:
-        first, second = (client.post("/api/items", json={"name": "edge"}) for client in (one, two))
-        assert first.json() == second.json()
-        assert "idempotent-replayed" not in second.headers
-        url, headers = first.headers["location"], {"If-Match": '"1"', "X-Edge-Request-Id": uuid4().hex}
-        changes = [client.put(url, json={"name": "changed"}, headers=headers) for client in (one, two)]
-        assert [change.status_code for change in changes] == [200, 200]
-        assert one.get(url).json()["version"] == 2
+def test_a_repeat_is_answered_like_the_first_time_when_the_item_was_changed_or_deleted(api: httpx.Client) -> None:
+    headers = {"Idempotency-Key": uuid4().hex}
+    body = {"name": "once", "category": "tools", "metadata": {"a": 1}}
+    first = api.post("/api/items", json=body, headers=headers)
+    url = first.headers["location"]
+
+    def assert_answered_again() -> None:
+        again = api.post("/api/items", json=body, headers=headers)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert (again.headers["etag"], again.headers["location"]) == ('"1"', url)
+        assert again.headers["idempotent-replayed"] == "true"
+        problem(api.post("/api/items", json={"name": "other"}, headers=headers), 422, "key-reused")
+
+    api.put(url, json={"name": "changed"}).raise_for_status()
+    api.patch(url, json={"metadata": {"b": 2}}, headers=PATCH).raise_for_status()
+    assert_answered_again()
+    assert api.get(url).json()["version"] == 3
+    api.delete(url).raise_for_status()
+    assert_answered_again()
+    problem(api.get(url), 404, "not-found")
+
+
+def test_a_deleted_item_is_on_no_page_and_cannot_be_changed(api: httpx.Client) -> None:
+    category = uuid4().hex
+    made = [make(api, category=category).headers["location"] for _ in range(5)]
+    for url in made[1:4]:
+        assert api.delete(url).status_code == 204
+        problem(api.put(url, json={"name": "x"}), 404, "not-found")
+        problem(api.put(url, json={"name": "x"}, headers={"If-Match": '"2"'}), 404, "not-found")
+        problem(api.patch(url, json={"name": "x"}), 404, "not-found")
+        problem(api.delete(url), 404, "not-found")
+    found = [item["id"] for item in api.get(f"/api/items?category={category}").json()["items"]]
+    assert found == [made[0].rpartition("/")[2], made[4].rpartition("/")[2]]
+    seen, cursor = set(), made[0].rpartition("/")[2]
+    while cursor:
+        page = api.get(f"/api/items?limit=100&cursor={cursor}").json()
+        seen |= {item["id"] for item in page["items"]}
+        cursor = page["next_cursor"]
+    assert not seen & {url.rpartition("/")[2] for url in made[1:4]}
+
+
+@pytest.fixture
+def replays(stack: Stack) -> Callable[..., list[httpx.Response]]:
+    """Send one request twice, as nginx does when a replica dies: to both replicas, by the same edge key."""
+
+    def send(
+        method: str, url: str, *, between: Callable[[], object] = lambda: None, headers: Any = None, **fields: Any
+    ) -> list[httpx.Response]:
+        same = {**(headers or {}), "X-Edge-Request-Id": uuid4().hex}
+        first = httpx.request(method, stack.replicas[0] + url, headers=same, **fields)
+        between()
+        return [first, httpx.request(method, stack.replicas[1] + url, headers=same, **fields)]
+
+    return send
+
+
+def test_a_create_that_nginx_tries_twice_counts_once(replays: Callable[..., list[httpx.Response]]) -> None:
+    first, second = replays("POST", "/api/items", json={"name": "edge"})
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json() == second.json()
+    assert "idempotent-replayed" not in second.headers
+
+
+@pytest.mark.parametrize("headers", [{}, {"If-Match": '"2"'}])
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize("then", [None, "PATCH", "DELETE"])
+def test_a_change_that_nginx_tries_twice_counts_once(
+    api: httpx.Client, replays: Callable[..., list[httpx.Response]], headers: dict[str, str], method: str, then: Any
+) -> None:
+    body = {"name": "changed", "metadata": {"b": 2}}
+    url = make(api, metadata={"a": 1}).headers["location"]
+    api.put(url, json={"name": "before", "metadata": {"a": 1}}).raise_for_status()
+
+    def between() -> None:
+        if then == "PATCH":
+            api.patch(url, json={"name": "by another"}).raise_for_status()
+        elif then == "DELETE":
+            api.delete(url).raise_for_status()
+
+    first, second = replays(method, url, between=between, json=body, headers=headers)
+    assert [answer.status_code for answer in (first, second)] == [200, 200], second.text
+    assert first.json() == second.json()
+    assert first.headers["etag"] == second.headers["etag"] == '"3"'
+    if then != "DELETE":
+        name, version = ("changed", 3) if then is None else ("by another", 4)
+        item = api.get(url).json()
+        assert (item["name"], item["version"]) == (name, version)
+
+
+@pytest.mark.parametrize("headers", [{}, {"If-Match": '"1"'}])
+def test_a_delete_that_nginx_tries_twice_counts_once(
+    api: httpx.Client, replays: Callable[..., list[httpx.Response]], headers: dict[str, str]
+) -> None:
+    url = make(api).headers["location"]
+    answers = replays("DELETE", url, headers=headers)
+    assert [answer.status_code for answer in answers] == [204, 204]
+    # Somebody else's is another request.
+    problem(api.delete(url), 404, "not-found")
+
+
+def at_once(requests: list[Callable[[], httpx.Response]]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return [answer.result() for answer in [pool.submit(request) for request in requests]]
+
+
+def test_a_patch_that_is_tried_twenty_times_at_once_counts_once(stack: Stack, api: httpx.Client) -> None:
+    url = make(api).headers["location"]
+    headers = {"X-Edge-Request-Id": uuid4().hex, **PATCH}
+
+    def patch(number: int) -> httpx.Response:
+        return httpx.patch(
+            stack.replicas[number % 2] + url, content=b'{"metadata": {"a": 1}}', headers=headers, timeout=30
+        )
+
+    answers = at_once([partial(patch, number) for number in range(20)])
+    assert {answer.status_code for answer in answers} == {200}
+    (only,) = {answer.text for answer in answers}
+    assert api.get(url).json() == answers[0].json()
+    assert answers[0].json()["version"] == 2, only
+
+
+def test_deletes_that_race_are_answered_once_each(stack: Stack, api: httpx.Client) -> None:
+    url = make(api).headers["location"]
+    edge = uuid4().hex
+
+    def delete(number: int) -> httpx.Response:
+        key = edge if number < 10 else uuid4().hex
+        return httpx.delete(stack.replicas[number % 2] + url, headers={"X-Edge-Request-Id": key}, timeout=30)
+
+    statuses = [answer.status_code for answer in at_once([partial(delete, number) for number in range(14)])]
+    # The ten are one request: it was the one that deleted the item, or it came too late.
+    assert set(statuses[:10]) in ({204}, {404})
+    assert [*statuses[10:], statuses[0]].count(204) == 1
+
+
+def test_a_delete_that_races_with_repeats_of_its_create_leaves_no_second_item(stack: Stack, api: httpx.Client) -> None:
+    with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as database:
+        items = database["stack"]["items"]
+        for _ in range(5):
+            headers, body = {"Idempotency-Key": uuid4().hex}, {"name": uuid4().hex, "category": uuid4().hex}
+            first = api.post("/api/items", json=body, headers=headers)
+
+            def create(number: int, headers: Any = headers, body: Any = body) -> httpx.Response:
+                return httpx.post(f"{stack.replicas[number % 2]}/api/items", json=body, headers=headers, timeout=30)
+
+            def delete(url: str = first.headers["location"]) -> httpx.Response:
+                return httpx.delete(stack.url + url, timeout=30)
+
+            repeats = [partial(create, number) for number in range(6)]
+            *answers, gone = at_once([*repeats, delete])
+            assert gone.status_code == 204
+            assert {answer.text for answer in answers} == {first.text}
+            problem(api.get(first.headers["location"]), 404, "not-found")
+            assert api.get(f"/api/items?category={body['category']}").json()["items"] == []
+            assert items.count_documents({"name": body["name"]}) == 0
+
+
+def test_changes_go_on_while_a_replica_dies(stack: Stack, api: httpx.Client) -> None:
+    urls = [make(api).headers["location"] for _ in range(40)]
+    victim = stack.pid("api-2")
+
+    def change(number: int) -> list[int]:
+        if number == 20:
+            os.kill(victim, signal.SIGKILL)
+        url = urls[number]
+        with httpx.Client(base_url=stack.url, timeout=30) as client:
+            return [
+                client.put(url, json={"name": "put"}, headers={"If-Match": '"1"'}).status_code,
+                client.patch(url, json={"metadata": {"a": 1}}, headers={"If-Match": '"2"'}).status_code,
+                client.delete(url, headers={"If-Match": '"3"'}).status_code,
+            ]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(change, range(40))) == [[200, 200, 204]] * 40
+    wait_until(stack.settled, 60)

@@ -14,18 +14,6 @@ from tests.integration.harness import Stack, finished, problem, start, submit, w
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def records(stack: Stack) -> redis.Redis:
-    with redis.Redis.from_url(stack.settings.redis_url.get_secret_value(), decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-def archive(stack: Stack) -> pymongo.collection.Collection:
-    with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as client:
-        yield client["stack"]["task_results"]
-
-
 def test_a_heavy_task_runs_and_its_result_can_be_checked(api: httpx.Client) -> None:
     answer = api.post("/api/async/process", json={"data": "hello", "iterations": 150})
     assert answer.status_code == 202

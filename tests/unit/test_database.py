@@ -6,7 +6,15 @@ import bson
 import pytest
 from pymongo import UpdateOne
 
-from app.database import TaskResultRepository, _fits_bson, _replacement_of_older
+from app.database import (
+    REPLAY_WINDOW,
+    REPLAYS_MAX,
+    TaskResultRepository,
+    _earlier,
+    _fits_bson,
+    _left_by,
+    _replacement_of_older,
+)
 
 DOCUMENT = {
     "task_id": "t-1",
@@ -81,3 +89,35 @@ def test_times_have_the_milliseconds_that_bson_keeps():
     expires = row_of(TaskResultRepository({"task_results": None}, retention_days=1))["expires_at"]
     assert expires.microsecond % 1000 == 0
     assert timedelta(hours=23) < expires - datetime.now(UTC) <= timedelta(days=1)
+
+
+ITEM = {"_id": 7, "identity": "i", "digest": "d", "created_at": NOW - timedelta(days=9)}
+
+
+def version(number: int, age: timedelta = timedelta(0)) -> dict[str, Any]:
+    return {"name": f"of {number}", "version": number, "edge": f"e{number}", "updated_at": NOW - age}
+
+
+def test_a_change_keeps_what_a_replay_may_still_ask_for():
+    item = {**ITEM, **version(4), "earlier": [version(2, REPLAY_WINDOW), version(3, REPLAY_WINDOW / 2)]}
+    assert _earlier(item, NOW) == [version(3, REPLAY_WINDOW / 2), version(4)]
+
+
+def test_a_version_that_no_edge_has_made_is_not_kept():
+    made = {name: value for name, value in version(1).items() if name != "edge"}
+    assert _earlier({**ITEM, **made}, NOW) == []
+
+
+def test_no_more_than_some_versions_are_kept():
+    item = {**ITEM, **version(99), "earlier": [version(number) for number in range(50)]}
+    assert _earlier(item, NOW) == [*(version(number) for number in range(51 - REPLAYS_MAX, 50)), version(99)]
+
+
+def test_a_replay_finds_the_item_as_its_request_left_it():
+    item = {**ITEM, **version(4), "earlier": [version(2), version(3)]}
+    assert _left_by("e4", item) == item
+    assert _left_by("e2", item) == {**ITEM, **version(2)}
+    assert _left_by("e1", item) is None
+    tombstone = {**ITEM, "version": 5, "edge": "e5", "deleted_at": NOW, "earlier": [version(4)]}
+    assert _left_by("e4", tombstone) == {**ITEM, **version(4)}
+    assert _left_by("e5", tombstone) is None
