@@ -60,7 +60,7 @@ class Context:
         dead_letters = DeadLetters(
             self.store, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
         )
-        reconciler = Reconciler(self.store, self.publisher, settings, lease=self.tasks.lease)
+        reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
         return [archive.run(), dead_letters.run(), reconciler.run()]
 
     def live(self) -> Live:

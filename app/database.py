@@ -224,6 +224,10 @@ class TaskResultRepository:
         rows = await self._results.find({"task_id": {"$in": list(task_ids)}}, fields).to_list(len(task_ids))
         return {row["task_id"]: row for row in rows}
 
+    async def empty(self) -> bool:
+        """Whether no task has ended yet."""
+        return await self._results.find_one({}, {"_id": 1}) is None
+
     async def store(self, documents: Sequence[Document]) -> dict[int, str]:
         """Write status documents; one of a newer epoch or version that is there already stays.
 

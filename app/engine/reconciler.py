@@ -9,9 +9,11 @@ import asyncio
 from collections.abc import Mapping
 
 import structlog
+from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
 from app.contracts import Queue
+from app.database import TaskResultRepository
 from app.engine.message import Message
 from app.engine.publisher import Publisher, Refused, Unconfirmed
 from app.engine.state import FINAL, AsyncTaskStore, Status
@@ -25,8 +27,17 @@ LOOK_MAX = 3600.0  # seconds between two looks at most
 class Reconciler:
     """Looks at open tasks, at most RECONCILE_BATCH a round. Any number may run: each look is taken by one of them."""
 
-    def __init__(self, store: AsyncTaskStore, publisher: Publisher, settings: Settings, *, lease: float) -> None:
+    def __init__(
+        self,
+        store: AsyncTaskStore,
+        publisher: Publisher,
+        results: TaskResultRepository,
+        settings: Settings,
+        *,
+        lease: float,
+    ) -> None:
         self._store = store
+        self._results = results
         self._publisher = publisher
         self._lease = lease
         self._look_after = settings.reconcile_after
@@ -39,17 +50,24 @@ class Reconciler:
             looked = 0
             try:
                 looked = await self.round()
-            except (RedisError, Refused) as error:
+            except (RedisError, PyMongoError, Refused) as error:
                 log.warning("reconciler waits", error=f"{type(error).__name__}: {error}")
             # A full batch: more are due.
             await asyncio.sleep(0.1 if looked == self._batch else self._interval)
 
     async def round(self) -> int:
-        """Look at what is due; answers how many that were. Raises `RedisError`, or `Refused` without a broker."""
+        """Look at what is due; answers how many that were.
+
+        Raises `RedisError`, `Refused` without a broker, and `PyMongoError`.
+        """
+        recovering = await self._store.recovering()
         ids = await self._store.due(self._batch)
-        if not ids:
+        if not ids and not recovering:
             return 0
         depths = await self._publisher.depths(Queue)
+        if recovering and not any(depths.values()):
+            # Messages that workers hold are not seen here; where no task has ever ended, there are none.
+            await self._store.recovered(0 if await self._results.empty() else self._look_after)
         later: list[tuple[str, float]] = []
         for task_id, record in zip(ids, await self._store.records(ids), strict=True):
             looks = int(record.get("looks", 0))

@@ -23,6 +23,10 @@ from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+LOST = (
+    "Redis has lost its records. Those of tasks that wait are made again when workers take them up; "
+    "whether this one is among them is not known yet."
+)
 CANCELLING = "CANCELLING"  # what a running task is until it notices that it is to end
 RETRY_MAX = 60  # seconds that a client is sent away for at most
 NOT_PUBLISHED = "not_published"  # the kind of failure of a task whose message was never confirmed
@@ -186,7 +190,12 @@ class TaskService:
             if archived is None:
                 raise problems.Unavailable("Redis, which knows of unfinished tasks, is away.") from error
             return archived
-        return document(task_id, record) if record else await self._results.get(task_id)
+        if record:
+            return document(task_id, record)
+        archived = await self._results.get(task_id)
+        if archived is None and not await self._store.complete():
+            raise problems.Unavailable(LOST, retry_after=5)
+        return archived
 
     async def _take_in(self, messages: Sequence[Message], *, keyed: bool) -> list[Accepted | problems.Problem]:
         now = asyncio.get_running_loop().time

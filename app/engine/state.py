@@ -31,6 +31,9 @@ RESULT_MAX_DEPTH = 64  # levels; MongoDB takes no more than 100 a document
 
 FINISHED = "tasks:finished"  # stream of ids whose final record the archive has not written yet
 REFUSED = "tasks:refused"  # stream of ids that MongoDB refused to take, with the reason
+KEPT = "tasks:kept"  # there as long as Redis keeps what it is given: where it is not, records got lost
+RECOVERING = "tasks:recovering"  # there while tasks may wait whose records are not made again yet
+RECOVERING_MAX = 3600  # seconds
 OPEN = "tasks:open"  # ids that have not ended, by when the reconciler is to look at them
 CELERY_RESULT = "celery-task-meta-"  # Celery's own key for a result
 
@@ -266,6 +269,26 @@ class AsyncTaskStore:
                 pipe.hgetall(record_key(task_id))
             rows: list[dict[str, str]] = await pipe.execute()
             return rows
+
+    async def complete(self) -> bool:
+        """Whether a task without a record has none; not after Redis lost some that its queues still know of."""
+        kept, recovering = await self.redis.mget(KEPT, RECOVERING)
+        return kept is not None and recovering is None
+
+    async def recovering(self) -> bool:
+        """Whether Redis has lost records that may not be made again yet; notes it if it has since the last call."""
+        if not await self.redis.exists(KEPT):
+            # In this order: between the two, and should the second one fail, nobody is told that there is no such task.
+            await self.redis.set(RECOVERING, 1, ex=RECOVERING_MAX)
+            await self.redis.set(KEPT, 1)
+        return bool(await self.redis.exists(RECOVERING))
+
+    async def recovered(self, after: float) -> bool:
+        """End the recovery, if it began more than `after` seconds ago; answers whether it did."""
+        if RECOVERING_MAX - await self.redis.ttl(RECOVERING) < after:
+            return False
+        await self.redis.delete(RECOVERING)
+        return True
 
     async def archived(self, group: str, rows: list[tuple[str, str, str]]) -> None:
         """Let records expire that MongoDB has: rows of (stream entry, task id, version as archived)."""

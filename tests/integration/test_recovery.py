@@ -59,7 +59,7 @@ async def test_two_reconcilers_publish_a_lost_task_once(
             await context.store.create(message, lease=0.05)
         await asyncio.sleep(0.1)
         settings = stack.settings.model_copy(update={"reconcile_after": 60.0, "reconcile_batch": 1000})
-        rivals = [Reconciler(context.store, context.publisher, settings, lease=5) for _ in range(3)]
+        rivals = [Reconciler(context.store, context.publisher, context.results, settings, lease=5) for _ in range(3)]
         assert all(await asyncio.gather(*(rival.round() for rival in rivals)))
         assert {records.hget(f"task:{message.task_id}", "publishes") for message in lost} == {"2"}
     finally:
