@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
@@ -43,3 +46,22 @@ def test_heavy_work_is_tried_again_three_times_and_light_work_until_it_is_done()
 )
 def test_errors_have_a_name_in_the_record(error: Exception, kind: str, message: str):
     assert error_of(error) == {"type": kind, "message": message}
+
+
+class Hooked(HeavyTask):
+    abstract = True
+    calls: ClassVar[list[str]] = []
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        """Note it, and fail."""
+        self.calls.append(task_id)
+        raise OSError
+
+
+def test_a_hook_is_called_by_who_wrote_the_state_and_its_error_goes_nowhere():
+    task = Hooked()
+    task.backend = SimpleNamespace(settled="t-1")
+    for task_id in ("t-2", "t-1"):
+        task.on_failure(ValueError(), task_id, (), {}, None)
+    assert Hooked.calls == ["t-1"]
+    assert Hooked.on_failure.__doc__ == "Note it, and fail."
