@@ -242,7 +242,7 @@ class Live:
         finally:
             await _cancel(both)
             self._subscribed.clear()
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
 
     async def _ask(self, connection: Any) -> None:
         """Subscribe to what is watched and to nothing else; ask for a sign of life at each heartbeat."""
@@ -339,7 +339,9 @@ async def _forever(work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        # In Python 3.11 `wait_for`, by which redis-py sends, swallows a cancellation that comes as it succeeds.
+        _, running = await asyncio.wait(running, timeout=0.2)
