@@ -121,6 +121,45 @@ def paused(stack: Stack, service: str) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
+@contextmanager
+def replica(stack: Stack, **settings: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A replica beside those of the stack, with settings of its own."""
+    (port,) = free_ports(1)
+    environment = {
+        **stack.environment,
+        "REDIS_URL": stack.settings.redis_url.get_secret_value(),
+        "RABBITMQ_URL": stack.settings.rabbitmq_url.get_secret_value(),
+        "MONGODB_URL": stack.settings.mongodb_url.get_secret_value(),
+        **settings,
+    }
+    words = [
+        "-m",
+        "uvicorn",
+        "app.main:create_app",
+        "--factory",
+        "--port",
+        str(port),
+        "--no-proxy-headers",
+        "--log-level",
+        "error",
+    ]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+            def answers() -> bool:
+                try:
+                    return client.get("/health/live").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(answers)
+            yield client, process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def made_by(records: redis.Redis, request_id: str) -> dict[str, dict[str, str]]:
     """The records of all tasks that requests of this id made, by the task's id."""
     found = {key.removeprefix("task:"): records.hgetall(key) for key in records.scan_iter("task:*", count=1000)}

@@ -3,12 +3,8 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -21,50 +17,11 @@ from app.context import Context
 from app.engine.service import Accepted, Order
 from app.problems import NotPublished
 from deploy.native.ports import free_ports
-from tests.integration.harness import ROOT, Stack, finished, made_by, paused, problem, wait_until
+from tests.integration.harness import Stack, finished, made_by, paused, problem, replica, wait_until
 
 pytestmark = pytest.mark.integration
 
 LIGHT = {"task": "count-words", "text": "to be or not to be"}
-
-
-@contextmanager
-def replica(stack: Stack, **settings: str) -> Iterator[httpx.Client]:
-    """A replica beside those of the stack, with settings of its own."""
-    (port,) = free_ports(1)
-    environment = {
-        **stack.environment,
-        "REDIS_URL": stack.settings.redis_url.get_secret_value(),
-        "RABBITMQ_URL": stack.settings.rabbitmq_url.get_secret_value(),
-        "MONGODB_URL": stack.settings.mongodb_url.get_secret_value(),
-        **settings,
-    }
-    words = [
-        "-m",
-        "uvicorn",
-        "app.main:create_app",
-        "--factory",
-        "--port",
-        str(port),
-        "--no-proxy-headers",
-        "--log-level",
-        "error",
-    ]
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-
-            def answers() -> bool:
-                try:
-                    return client.get("/health/live").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def send(api: httpx.Client, rows: list[Any], key: str | None = None) -> httpx.Response:
@@ -101,7 +58,7 @@ def test_bad_rows_are_refused_and_good_ones_run(api: httpx.Client) -> None:
 
 def test_rows_past_the_end_of_a_queue_are_refused_and_taken_by_a_repeat(stack: Stack, records: redis.Redis) -> None:
     key, rows = uuid4().hex, [{"data": "x", "iterations": 1, "priority": "low"}] * 8 + [LIGHT]
-    with replica(stack, QUEUE_MAX_LENGTH="5") as api:
+    with replica(stack, QUEUE_MAX_LENGTH="5") as (api, _):
         wait_until(lambda: records.zcard("queue:heavy.low:waiting") == 0)
         answer = send(api, rows, key)
         first = accepted(answer)
@@ -125,7 +82,7 @@ def test_rows_past_the_end_of_a_queue_are_refused_and_taken_by_a_repeat(stack: S
 def test_a_full_queue_refuses_the_whole_batch(stack: Stack, records: redis.Redis) -> None:
     records.zadd("queue:heavy.low:waiting", {"of the test": "inf"})
     try:
-        with replica(stack, QUEUE_MAX_LENGTH="1") as api:
+        with replica(stack, QUEUE_MAX_LENGTH="1") as (api, _):
             answer = send(api, [{"data": "x", "iterations": 1, "priority": "low"}] * 3)
             problem(answer, 503, "queue-full")
             assert int(answer.headers["retry-after"]) >= 5
@@ -203,7 +160,7 @@ def test_a_broker_that_hangs_refuses_a_batch_that_is_then_sent_again(
 def test_a_broker_that_is_away_leaves_no_record_of_a_batch(stack: Stack, records: redis.Redis) -> None:
     (port,) = free_ports(1)
     request_id = uuid4().hex
-    with replica(stack, RABBITMQ_URL=f"amqp://guest:guest@127.0.0.1:{port}//", PUBLISH_TIMEOUT="1") as api:
+    with replica(stack, RABBITMQ_URL=f"amqp://guest:guest@127.0.0.1:{port}//", PUBLISH_TIMEOUT="1") as (api, _):
         answer = api.post("/api/async/batch", json={"tasks": [LIGHT] * 3}, headers={"X-Request-ID": request_id})
         problem(answer, 503, "not-published")
     assert made_by(records, request_id) == {}
