@@ -14,6 +14,7 @@ from redis.exceptions import LockError, OutOfMemoryError, RedisError
 from app.context import Context, open_context
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
+from app.watchman import watched
 
 LEASE = 10.0  # seconds; taken over by another process this long after its holder died
 RENEW = 3.0  # seconds between renewals
@@ -78,7 +79,7 @@ async def main() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_context(settings, service="beat") as context:
+    async with open_context(settings, service="beat") as context, watched(settings.loop_block_warning):
         loops = [asyncio.create_task(stand(context)), asyncio.create_task(pulse(Pulse(settings.alive_file)))]
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopping, *loops], return_when=asyncio.FIRST_COMPLETED)

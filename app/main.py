@@ -15,6 +15,7 @@ from app.api.edge import Edge
 from app.context import open_context
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
+from app.watchman import watched
 
 DESCRIPTION = "Items are answered at once; slow work is accepted, done by workers, and polled or watched."
 SOCKETS = 2048  # open at a time, beside those of clients that wait: requests and connections to servers
@@ -40,7 +41,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.live = live
             _allow_sockets(settings.watchers_max + SOCKETS)
             app.state.health = health.HealthCheck(context)
-            yield {"drain": live.drain}  # for OneWriteProtocol
+            async with watched(settings.loop_block_warning):
+                yield {"drain": live.drain}  # for OneWriteProtocol
 
     app: FastAPI = FastAPIOffline(
         title="Concurrent API stack",

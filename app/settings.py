@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     stream_send_timeout: Seconds = 10
     health_timeout: Seconds = 1
     health_cache: Seconds = 1
+    loop_block_warning: Seconds = 0.05
 
     # Nginx
     nginx_rate: Count = 100
