@@ -215,7 +215,8 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             queue=message.queue,
             retries=retries,
             countdown=countdown,
-            headers={RECORD: record_header(following)},
+            # The broker has held it back by then. By the hour, a worker whose clock is behind would hold it once more.
+            headers={RECORD: record_header(following), "eta": None},
             confirm_timeout=CONFIRM_TIMEOUT,
         )
         try:

@@ -242,3 +242,21 @@ def close_connections(stack: Stack, pid: int) -> None:
         )
         for row in found:
             management.delete(f"/api/connections/{row['name']}").raise_for_status()
+
+
+async def test_a_retry_is_held_back_by_the_broker_and_by_no_workers_clock(
+    stack: Stack, api: httpx.Client, context: Context
+) -> None:
+    connection = await aio_pika.connect(stack.settings.rabbitmq_url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        copies = await channel.declare_queue(exclusive=True)
+        await copies.bind("tasks", routing_key="#.light")  # the delay's exchanges put its bits before the queue's name
+        task_id = await start(context, "test.flaky", "light", {"failures": 1})
+        assert (await asyncio.to_thread(finished, api, task_id))["status"] == "SUCCESS"
+        messages = []
+        while message := await copies.get(no_ack=True, fail=False):
+            messages.append(message)
+    headers = {message.headers["retries"]: message.headers for message in messages if message.headers["id"] == task_id}
+    assert set(headers) == {0, 1}
+    assert headers[1]["eta"] is None
