@@ -69,16 +69,19 @@ class Reconciler:
             # Messages that workers hold are not seen here; where no task has ever ended, there are none.
             await self._store.recovered(0 if await self._results.empty() else self._look_after)
         later: list[tuple[str, float]] = []
-        for task_id, record in zip(ids, await self._store.records(ids), strict=True):
-            looks = int(record.get("looks", 0))
-            if record and record["status"] not in FINAL and _suspect(record, depths):
-                await self._publish_again(task_id, record, looks)
+        for task_id, seen in zip(ids, await self._store.glances(ids), strict=True):
+            looks = int(seen.get("looks", 0))
+            if seen and seen["status"] not in FINAL and _suspect(seen, depths):
+                await self._publish_again(task_id, looks)
             else:
                 later.append((task_id, self._again_in(looks)))
         await self._store.postpone(later)
         return len(ids)
 
-    async def _publish_again(self, task_id: str, record: Mapping[str, str], looks: int) -> None:
+    async def _publish_again(self, task_id: str, looks: int) -> None:
+        record = await self._store.record(task_id)
+        if not record:
+            return
         message = Message.of_record(task_id, record)
         taken = await self._store.retake(message, lease=self._lease, again_in=self._again_in(looks + 1))
         if not taken:
@@ -96,13 +99,13 @@ class Reconciler:
         return min(self._look_after * 2.0 ** min(looks, 20), LOOK_MAX)
 
 
-def _suspect(record: Mapping[str, str], depths: Mapping[str, int]) -> bool:
+def _suspect(seen: Mapping[str, str], depths: Mapping[str, int]) -> bool:
     """Whether the message of a task that is due for a look seems to be lost."""
-    if "lost" in record:  # its message came to the dead letters
+    if "lost" in seen:  # its message came to the dead letters, or its worker ended its run
         return True
-    if record["status"] in (Status.STARTED, Status.PROGRESS):
+    if seen["status"] in (Status.STARTED, Status.PROGRESS):
         return True  # due only once the run must have ended
-    if "lease" in record:
+    if "lease" in seen:
         return True  # due only once the lease is over
     # What waits in line waits rightly; with nobody in line its message is gone, or held back by a worker that is busy.
-    return depths.get(record["queue"], 0) == 0
+    return depths.get(seen["queue"], 0) == 0

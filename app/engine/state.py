@@ -34,6 +34,7 @@ REFUSED = "tasks:refused"  # stream of ids that MongoDB refused to take, with th
 KEPT = "tasks:kept"  # there as long as Redis keeps what it is given: where it is not, records got lost
 RECOVERING = "tasks:recovering"  # there while tasks may wait whose records are not made again yet
 RECOVERING_MAX = 3600  # seconds
+GLANCE = ["status", "queue", "lease", "lost", "looks"]
 OPEN = "tasks:open"  # ids that have not ended, by when the reconciler is to look at them
 CELERY_RESULT = "celery-task-meta-"  # Celery's own key for a result
 
@@ -269,6 +270,14 @@ class AsyncTaskStore:
                 pipe.hgetall(record_key(task_id))
             rows: list[dict[str, str]] = await pipe.execute()
             return rows
+
+    async def glances(self, task_ids: list[str]) -> list[dict[str, str]]:
+        """Of many records what tells whether all is well with them; what is not set is not there."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.hmget(record_key(task_id), GLANCE)
+            rows = await pipe.execute()
+        return [{name: value for name, value in zip(GLANCE, row, strict=True) if value is not None} for row in rows]
 
     async def complete(self) -> bool:
         """Whether a task without a record has none; not after Redis lost some that its queues still know of."""
