@@ -16,12 +16,21 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from app.database import DeadLetterRepository, ItemRepository, TaskResultRepository, create_client, ensure_indexes
+from app.database import (
+    DeadLetterRepository,
+    ItemRepository,
+    KeyRepository,
+    TaskResultRepository,
+    create_client,
+    ensure_indexes,
+)
 from app.engine.archive import Archive
 from app.engine.dead_letters import DeadLetters
+from app.engine.keys import KeyRing
 from app.engine.live import Live
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
+from app.engine.quotas import Quotas
 from app.engine.reconciler import Reconciler
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
@@ -42,6 +51,8 @@ class Context:
     letters: DeadLetterRepository
     tasks: TaskService
     store: AsyncTaskStore
+    keys: KeyRing
+    quotas: Quotas
     publisher: Publisher
     database: Any
     redis: Redis
@@ -94,9 +105,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
     """
     name = f"{service}-{socket.gethostname()}-{os.getpid()}"
     async with AsyncExitStack() as stack:
-        client = create_client(settings, name=name)
-        stack.push_async_callback(_close, client)
-        database = client[settings.mongodb_database]
+        database = await stack.enter_async_context(open_database(settings, name=name))
         redis = _redis(settings, name)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         publisher = await stack.enter_async_context(
@@ -124,10 +133,25 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             letters=letters,
             tasks=TaskService(store, publisher, results, letters, settings),
             store=store,
+            keys=KeyRing(KeyRepository(database), cache=settings.api_keys_cache, grace=settings.api_keys_grace),
+            quotas=Quotas(redis, timeout=settings.quota_timeout),
             publisher=publisher,
             database=database,
             redis=redis,
         )
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, *, name: str) -> AsyncIterator[Any]:
+    """The database alone, for commands that need no other server; `name` stands in MongoDB's list of connections."""
+    client = create_client(settings, name=name)
+    try:
+        yield client[settings.mongodb_database]
+    finally:
+        # PyMongo's close is awaited, Motor's is not.
+        closing = client.close()
+        if closing is not None:
+            await closing
 
 
 def _redis(settings: Settings, name: str) -> Redis:
@@ -164,10 +188,3 @@ async def _create_indexes(database: Any) -> None:
             await asyncio.sleep(INDEX_PAUSE)
         else:
             return
-
-
-async def _close(client: Any) -> None:
-    # PyMongo's close is awaited, Motor's is not.
-    closing = client.close()
-    if closing is not None:
-        await closing

@@ -7,10 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
-from app.api import batch, errors, health, items, processing, tasks
+from app.api import access, batch, errors, health, items, processing, tasks
+from app.api.admission import Admission
 from app.api.edge import Edge
 from app.context import open_context
 from app.settings import Settings, get_settings
@@ -27,6 +29,14 @@ def _allow_sockets(count: int) -> None:
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+# What pages of other origins may send and read beside what every page may (CORS).
+SENT = ("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer", "X-Request-ID")
+READ = (
+    *("ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After"),
+    *("WWW-Authenticate", "X-Request-ID"),
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -56,7 +66,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     errors.install(app)
-    # Last added is outermost: Edge must see the real peer before the forwarding headers are believed.
+    access.document(app, required=settings.api_keys_required)
+    # Last added is outermost: Edge must see the real peer before the forwarding headers are believed, and a replica
+    # that has too much to do must not look keys up.
+    app.add_middleware(access.Access, settings=settings)
+    app.add_middleware(Admission, limit=settings.concurrency_max)
+    if settings.cors_origins:
+        # Keys travel in a header of their own, so no origin ever needs credentials that a browser adds by itself.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=errors.METHODS,
+            allow_headers=SENT,
+            expose_headers=READ,
+        )
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     app.add_middleware(Edge, trusted=settings.trusted_proxies, body_max=settings.body_max_bytes)
     return app

@@ -6,8 +6,10 @@ Nginx answers some statuses itself, in the same form: nginx/templates/problems.c
 
 import inspect
 import random
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import orjson
 
@@ -21,6 +23,7 @@ class Problem(Exception):  # noqa: N818  the term of RFC 9457
     slug = "internal"
     # Seconds after which a repeat makes sense; None where it does not.
     retry_after: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, detail: str | None = None, *, retry_after: int | None = None, errors: list[dict[str, Any]] | None = None
@@ -37,6 +40,26 @@ class Malformed(Problem):
 
     status = HTTPStatus.BAD_REQUEST
     slug = "bad-request"
+
+
+class Unauthorized(Problem):
+    """An API key is needed: `Authorization: Bearer <key>`."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "unauthorized"
+
+    def __init__(self, detail: str | None = None, *, error: Literal["invalid_token"] | None = None) -> None:
+        super().__init__(detail)
+        # RFC 6750, section 3: a request without credentials is told no error.
+        self.headers = {"www-authenticate": f'Bearer error="{error}"' if error else "Bearer"}
+
+
+class Forbidden(Problem):
+    """An API key of admin scope is needed."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "forbidden"
+    headers = MappingProxyType({"www-authenticate": 'Bearer error="insufficient_scope", scope="admin"'})
 
 
 class NotFound(Problem):
@@ -103,12 +126,27 @@ class KeyReused(Problem):
     slug = "key-reused"
 
 
+class QuotaExceeded(Problem):
+    """The API key has used up its quota."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "quota-exceeded"
+    retry_after = 1
+
+
 class Unavailable(Problem):
     """A server that this needs does not answer."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     slug = "unavailable"
     retry_after = 2
+
+
+class Overloaded(Unavailable):
+    """The API works at as many requests as it takes; nothing was done."""
+
+    slug = "overloaded"
+    retry_after = 1
 
 
 class QueueFull(Unavailable):
@@ -167,7 +205,7 @@ def document(problem: Problem, **members: Any) -> dict[str, Any]:
 
 def render(problem: Problem, *, instance: str, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer that tells of `problem` (RFC 9457, RFC 9110 Retry-After)."""
-    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store", **problem.headers}
     if problem.retry_after is not None:
         headers["retry-after"] = str(jittered(problem.retry_after))
     return int(problem.status), headers, orjson.dumps(document(problem, instance=instance, request_id=request_id))

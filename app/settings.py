@@ -16,6 +16,8 @@ SECRETS_DIR = Path("/run/secrets")
 DEVELOPMENT_SECRET = "development-only-not-a-secret"  # noqa: S105  refused outside development
 DEFAULT_PASSWORDS = frozenset({"", "guest", "password", "changeme", "admin", "root", "secret", DEVELOPMENT_SECRET})
 
+BURST_MAX = 1_000_000
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -98,6 +100,16 @@ class Settings(BaseSettings):
     health_cache: Seconds = 1
     loop_block_warning: Seconds = 0.05
 
+    # Who may, and how much
+    api_keys_required: bool = False
+    api_keys_cache: Seconds = 30
+    api_keys_grace: Annotated[float, Field(ge=0)] = 300
+    quota_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    quota_burst: Annotated[int, Field(ge=1, le=BURST_MAX)] = 100
+    quota_timeout: Seconds = 0.5
+    concurrency_max: Count = 200
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
     # Nginx
     nginx_rate: Count = 100
     nginx_burst: Count = 200
@@ -121,7 +133,7 @@ class Settings(BaseSettings):
     epmd_port: Port = 4390
     mongodb_port: Port = 27090
 
-    @field_validator("task_modules", "trusted_proxies", mode="before")
+    @field_validator("task_modules", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Let a list be written `a,b` in the environment."""

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Security
 
 from app import problems
+from app.api.access import BEARER
 from app.context import Context
-from app.engine.identity import Identity, identity_uuid
+from app.engine.identity import Identity, Principal, identity_uuid
 from app.engine.live import Live
 
 KEY_MIN, KEY_MAX = 16, 255
@@ -38,27 +39,57 @@ async def get_edge_key(request: Request) -> str:
     return edge_key
 
 
+async def get_principal(request: Request) -> Principal:
+    """Who asks, as the request's API key says; `ANYONE` without one."""
+    principal: Principal = request.scope["state"]["principal"]
+    return principal
+
+
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+async def get_admin(principal: PrincipalDep, _documented: Annotated[object, Security(BEARER)]) -> Principal:
+    """Who asks, with a key of admin scope. Raises `Unauthorized` without any key, `Forbidden` with another one."""
+    if not principal.id:
+        raise problems.Unauthorized
+    if not principal.admin:
+        raise problems.Forbidden
+    return principal
+
+
+AdminDep = Annotated[Principal, Depends(get_admin)]
+
+
 class RequestIdentity:
-    """Who asks for what, once: by the client's Idempotency-Key where there is one, else by the edge's key."""
+    """Who asks for what, once: by the client's Idempotency-Key where there is one, else by the edge's key.
+
+    Two API keys never meet in one identity. Those who have none share theirs, so they need keys that nobody guesses.
+    """
 
     def __init__(
         self,
         request: Request,
+        principal: PrincipalDep,
         idempotency_key: Annotated[
             str | None,
-            Header(description=f"Repeats with the same key make one task or item ({KEY_MIN}-{KEY_MAX} characters)."),
+            Header(
+                description=f"Repeats with the same key make one task or item (up to {KEY_MAX} characters; "
+                f"without an API key at least {KEY_MIN})."
+            ),
         ] = None,
     ) -> None:
+        least = 1 if principal.id else KEY_MIN
         key = None if idempotency_key is None else idempotency_key.strip().removeprefix('"').removesuffix('"')
-        if key is not None and not (KEY_MIN <= len(key) <= KEY_MAX and key.isascii() and key.isprintable()):
-            raise problems.Invalid(f"Idempotency-Key: {KEY_MIN} to {KEY_MAX} printable ASCII characters are expected.")
+        if key is not None and not (least <= len(key) <= KEY_MAX and key.isascii() and key.isprintable()):
+            raise problems.Invalid(f"Idempotency-Key: {least} to {KEY_MAX} printable ASCII characters are expected.")
         self.from_client = key is not None
         route = f"{request.method} {request.scope['route'].path}"
+        who = principal.id or ANONYMOUS
         self._secret = request.app.state.context.settings.identity_secret.get_secret_value()
         self._identity = (
-            Identity("client", ANONYMOUS, route, key)
+            Identity("client", who, route, key)
             if key is not None
-            else Identity("edge", ANONYMOUS, route, request.scope["state"]["edge_key"])
+            else Identity("edge", who, route, request.scope["state"]["edge_key"])
         )
         self.id = identity_uuid(self._secret, self._identity)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
 from app import problems
-from app.api.dependencies import ContextDep, IdentityDep, RequestIdDep
+from app.api.dependencies import ContextDep, IdentityDep, PrincipalDep, RequestIdDep
 from app.api.waiting import WaitDep
 from app.contracts import Payload, Queue, TaskName
 from app.engine.identity import body_digest
@@ -40,6 +40,7 @@ class Submit:
         self,
         context: ContextDep,
         identity: IdentityDep,
+        principal: PrincipalDep,
         request_id: RequestIdDep,
         response: Response,
         waiting: WaitDep,
@@ -47,6 +48,7 @@ class Submit:
         self._context = context
         self._waiting = waiting
         self._identity = identity
+        self._principal = principal
         self._request_id = request_id
         self._response = response
 
@@ -91,7 +93,7 @@ class Submit:
 
     async def _submit(self, orders: list[Order]) -> list[Accepted | problems.Problem]:
         return await self._context.tasks.submit_many(
-            orders, request_id=self._request_id, keyed=self._identity.from_client
+            orders, request_id=self._request_id, owner=self._principal.id, keyed=self._identity.from_client
         )
 
 

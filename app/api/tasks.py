@@ -6,10 +6,9 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 
 from app import problems
-from app.api.dependencies import ContextDep, LiveDep
+from app.api.dependencies import ContextDep, LiveDep, PrincipalDep
 from app.api.stream import STREAM, TaskStream
 from app.api.waiting import WAIT_MAX, WaitDep
-from app.engine.identity import ANYONE
 from app.engine.live import Update
 from app.engine.state import FINAL
 from app.models import TaskCancelled, TaskStatus
@@ -22,6 +21,7 @@ router = APIRouter(prefix="/api/async", tags=["tasks"], responses={404: problems
 async def get_status(
     task_id: str,
     context: ContextDep,
+    principal: PrincipalDep,
     response: Response,
     waiting: WaitDep,
     wait: Annotated[
@@ -30,7 +30,7 @@ async def get_status(
 ) -> dict[str, Any]:
     """A task's state, progress and result; `Retry-After` says when to ask again while it has not ended."""
     known = _task_id(task_id)
-    document = await context.tasks.status(known, ANYONE)
+    document = await context.tasks.status(known, principal)
     response.headers["Cache-Control"] = "no-store"
     if document["status"] in FINAL:
         waiting.applied(wait)
@@ -45,6 +45,7 @@ async def get_status(
 async def stream(
     task_id: str,
     context: ContextDep,
+    principal: PrincipalDep,
     live: LiveDep,
     last_event_id: Annotated[
         str, Header(description="`id` of the last event that was seen; EventSource sends it by itself.")
@@ -57,17 +58,17 @@ async def stream(
     with its id gets 204, after which EventSource does not come again.
     """
     known = _task_id(task_id)
-    present = Update(await context.tasks.status(known, ANYONE))
+    present = Update(await context.tasks.status(known, principal))
     if present.final and present.id == last_event_id:
         return Response(status_code=204)
     return TaskStream(live, known, present, last_event_id, send_timeout=context.settings.stream_send_timeout)
 
 
 @router.delete("/tasks/{task_id}", status_code=202, responses={409: problems.example(problems.Conflict)})
-async def cancel(task_id: str, context: ContextDep) -> TaskCancelled:
+async def cancel(task_id: str, context: ContextDep, principal: PrincipalDep) -> TaskCancelled:
     """Cancel a task: one that waits never starts, one that runs stops at its next report of progress."""
     known = _task_id(task_id)
-    status = await context.tasks.cancel(known, ANYONE)
+    status = await context.tasks.cancel(known, principal)
     return TaskCancelled(task_id=known, status=status, status_url=f"/api/async/status/{known}")
 
 

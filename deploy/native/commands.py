@@ -34,7 +34,9 @@ def up(settings: Settings, output: Output, *, demo: bool = True) -> None:
         plan = Plan(settings, layout, tools, state.digests, state.scaled)
         with converging(layout, plan.services(), output) as started:
             state.save(layout)
-            if started and demo:
+            if started and demo and settings.api_keys_required:
+                output.say("Without an example task: calls need an API key, `python -m app api-keys create --name me`")
+            elif started and demo:
                 demonstrate(settings.nginx_port, output)
     output.addresses(settings, time.monotonic() - begun)
 

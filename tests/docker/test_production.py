@@ -40,7 +40,9 @@ def stack(secrets: Path) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def client(stack: Stack, secrets: Path) -> Iterator[httpx.Client]:
     trust = ssl.create_default_context(cafile=str(secrets / "tls_certificate"))
-    with httpx.Client(base_url=stack.https, verify=trust, timeout=30) as opened:
+    made = stack.compose("exec", "-T", "api", "python", "-m", "app", "api-keys", "create", "--admin", "--name", "test")
+    headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    with httpx.Client(base_url=stack.https, verify=trust, timeout=30, headers=headers) as opened:
         yield opened
 
 
@@ -69,6 +71,20 @@ def test_tasks_finish_over_tls(client: httpx.Client) -> None:
     document = wait_until(lambda: final_status(client, answer.json()["task_id"]))
     assert document["status"] == "SUCCESS"
     assert client.post("/api/items", json={"name": "a"}).status_code == 201
+
+
+def test_every_call_needs_a_key(client: httpx.Client) -> None:
+    for path in ("/api/items", "/api/async/process"):
+        answer = client.get(path, headers={"Authorization": ""})
+        assert answer.status_code == 401
+        assert answer.json()["type"] == "urn:problem:unauthorized"
+    assert client.get("/health", headers={"Authorization": ""}).status_code == 200
+
+
+def test_browsers_are_told_to_stay_with_tls(client: httpx.Client, stack: Stack) -> None:
+    for path in ("/api/items", "/metrics"):
+        assert client.get(path).headers.get_list("Strict-Transport-Security") == ["max-age=31536000"]
+    assert "Strict-Transport-Security" not in httpx.get(f"{stack.http}/").headers
 
 
 def test_plain_http_leads_to_tls(client: httpx.Client, stack: Stack) -> None:

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from app import problems
 from app.api.dependencies import RequestIdentity
-from app.engine.identity import Identity, identity_uuid
+from app.engine.identity import ANYONE, Identity, Principal, identity_uuid
 from app.settings import DEVELOPMENT_SECRET, Settings
 
 KEY = "0123456789abcdef"
@@ -18,7 +18,14 @@ Identify = Callable[..., RequestIdentity]
 def identify(settings: Settings) -> Identify:
     """Make the identity of a request with a given Idempotency-Key."""
 
-    def make(key: str | None, *, edge_key: str = "e" * 32, method: str = "POST", path: str = "/t") -> RequestIdentity:
+    def make(
+        key: str | None,
+        *,
+        edge_key: str = "e" * 32,
+        method: str = "POST",
+        path: str = "/t",
+        principal: Principal = ANYONE,
+    ) -> RequestIdentity:
         context = SimpleNamespace(settings=settings)
         scope = {
             "type": "http",
@@ -28,7 +35,7 @@ def identify(settings: Settings) -> Identify:
             "app": SimpleNamespace(state=SimpleNamespace(context=context)),
             "state": {"edge_key": edge_key},
         }
-        return RequestIdentity(Request(scope), key)
+        return RequestIdentity(Request(scope), principal, key)
 
     return make
 
@@ -48,6 +55,23 @@ def test_without_one_the_edges_key_makes_the_id(identify: Identify):
     assert identity.id == identity_uuid(DEVELOPMENT_SECRET, wanted)
     assert identity.id != identify(KEY).id
     assert identity.id != identify(None, edge_key="another").id
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_two_principals_never_meet(identify: Identify, key: str | None):
+    principals = (ANYONE, Principal("a" * 24), Principal("b" * 24))
+    assert len({identify(key, principal=principal).id for principal in principals}) == 3
+
+
+@pytest.mark.parametrize("key", ["x", "x" * 15, "x" * 255])
+def test_who_shares_with_nobody_may_use_short_keys(identify: Identify, key: str):
+    assert identify(key, principal=Principal("a" * 24)).from_client
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "\t"])
+def test_bounds_hold_for_every_principal(identify: Identify, key: str):
+    with pytest.raises(problems.Invalid, match="Idempotency-Key: 1 to 255 printable ASCII"):
+        identify(key, principal=Principal("a" * 24))
 
 
 @pytest.mark.parametrize("key", [f'"{KEY}"', f" {KEY} ", f' "{KEY}"'])
