@@ -9,9 +9,11 @@ import signal
 from contextlib import suppress
 
 import structlog
+from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, OutOfMemoryError, RedisError
 
 from app.context import Context, open_context
+from app.engine.loops import together
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
 from app.watchman import watched
@@ -32,27 +34,21 @@ async def lead(context: Context) -> None:
         # A full Redis takes no lease, and only archiving makes room.
         log.warning("Redis is full: leading without the lease")
         with suppress(TimeoutError):
-            await asyncio.wait_for(work(context), LEASE)
+            await asyncio.wait_for(together(context.loops()), LEASE)
         return
     log.info("leading")
-    working = asyncio.create_task(work(context))
     try:
-        while not working.done():
-            await asyncio.wait([working], timeout=RENEW)
-            await lock.reacquire()
-        await working
+        await together([*context.loops(), renew(lock)])
     finally:
-        working.cancel()
-        await asyncio.wait([working])
         with suppress(RedisError):
             await lock.release()
 
 
-async def work(context: Context) -> None:
-    """Run the loops until cancelled; one that fails ends them all."""
-    async with asyncio.TaskGroup() as group:
-        for loop in context.loops():
-            group.create_task(loop)
+async def renew(lock: Lock) -> None:
+    """Keep the lease. Raises `LockError` when it is lost, `RedisError` when Redis cannot serve."""
+    while True:
+        await asyncio.sleep(RENEW)
+        await lock.reacquire()
 
 
 async def stand(context: Context) -> None:
@@ -80,14 +76,12 @@ async def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_context(settings, service="beat") as context, watched(settings.loop_block_warning):
-        loops = [asyncio.create_task(stand(context)), asyncio.create_task(pulse(Pulse(settings.alive_file)))]
-        stopping = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([stopping, *loops], return_when=asyncio.FIRST_COMPLETED)
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-    for task in done - {stopping}:
-        task.result()
+        await together([stand(context), pulse(Pulse(settings.alive_file)), stopped(stop)])
+
+
+async def stopped(stop: asyncio.Event) -> None:
+    """Return when the process is told to stop."""
+    await stop.wait()
 
 
 if __name__ == "__main__":

@@ -48,12 +48,17 @@ async def get_principal(request: Request) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-async def get_admin(principal: PrincipalDep, _documented: Annotated[object, Security(BEARER)]) -> Principal:
-    """Who asks, with a key of admin scope. Raises `Unauthorized` without any key, `Forbidden` with another one."""
+def require_admin(principal: Principal) -> None:
+    """Raise `Unauthorized` for who has no key, `Forbidden` for who has one without admin scope."""
     if not principal.id:
         raise problems.Unauthorized
     if not principal.admin:
         raise problems.Forbidden
+
+
+async def get_admin(principal: PrincipalDep, _documented: Annotated[object, Security(BEARER)]) -> Principal:
+    """Who asks, with a key of admin scope. Raises as `require_admin` does."""
+    require_admin(principal)
     return principal
 
 

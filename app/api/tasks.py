@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 
 from app import problems
-from app.api.dependencies import ContextDep, LiveDep, PrincipalDep
+from app.api.dependencies import ContextDep, LiveDep, PrincipalDep, require_admin
 from app.api.stream import STREAM, TaskStream
 from app.api.waiting import WAIT_MAX, WaitDep
 from app.engine.live import Update
@@ -65,10 +65,21 @@ async def stream(
 
 
 @router.delete("/tasks/{task_id}", status_code=202, responses={409: problems.example(problems.Conflict)})
-async def cancel(task_id: str, context: ContextDep, principal: PrincipalDep) -> TaskCancelled:
+async def cancel(
+    task_id: str,
+    context: ContextDep,
+    principal: PrincipalDep,
+    terminate: Annotated[
+        bool, Query(description="End the process that runs it, wherever its work is; needs a key of admin scope.")
+    ] = False,
+) -> TaskCancelled:
     """Cancel a task: one that waits never starts, one that runs stops at its next report of progress."""
     known = _task_id(task_id)
-    status = await context.tasks.cancel(known, principal)
+    if terminate:
+        require_admin(principal)
+        status = await context.tasks.terminate(known, principal)
+    else:
+        status = await context.tasks.cancel(known, principal)
     return TaskCancelled(task_id=known, status=status, status_url=f"/api/async/status/{known}")
 
 

@@ -6,7 +6,7 @@ it was not (a line on standard error says why), 2 when they were called wrongly.
 
 import typer
 
-from app.cli import api_keys
+from app.cli import api_keys, dead_letters
 
 app = typer.Typer(
     name="python -m app",
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, and one may be a secret
 )
 app.add_typer(api_keys.group, name="api-keys")
+app.add_typer(dead_letters.group, name="dead-letters")
 
 
 def main() -> None:

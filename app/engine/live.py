@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from app import problems
+from app.engine.loops import end
 from app.engine.state import FINAL, AsyncTaskStore, document, record_key
 from app.models import TaskStatus
 
@@ -168,7 +169,7 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.drain()
-        await _cancel(self._loops)
+        await end(self._loops)
 
     def watch(self, task_id: str, seen: str = "") -> Watch:
         """Watch a task of whose existence the caller knows; every change from now on is told.
@@ -240,7 +241,7 @@ class Live:
             for task in done:
                 task.result()
         finally:
-            await _cancel(both)
+            await end(both)
             self._subscribed.clear()
             await connection.disconnect()
 
@@ -336,12 +337,3 @@ async def _forever(work: Callable[[], Awaitable[None]]) -> None:
             # A mistake of ours must not end all updates of this process for good.
             log.exception("live updates failed", loop=work.__name__)
         await asyncio.sleep(PAUSE * random.uniform(1, 1.5))  # noqa: S311  not for secrets
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        # In Python 3.11 `wait_for`, by which redis-py sends, swallows a cancellation that comes as it succeeds.
-        _, running = await asyncio.wait(running, timeout=0.2)

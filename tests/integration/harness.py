@@ -211,3 +211,26 @@ def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
     assert document["request_id"] == answer.headers["x-request-id"]
     assert {"title", "detail", "instance"} <= document.keys()
     return document
+
+
+def command(stack: Stack, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m app` with what the stack's ports are, and nothing else that would lead it there."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *words],
+        cwd=ROOT,
+        env={**stack.environment, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def new_key(stack: Stack, *options: str) -> str:
+    made = command(stack, "api-keys", "create", "--name", "test", *options)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
+
+
+def bearer(key: str, **others: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", **others}

@@ -22,6 +22,7 @@ class Steps(Payload):
 
 class Failures(Payload):
     failures: int
+    mark: str = ""
 
 
 class Stubborn(Payload):
@@ -114,6 +115,14 @@ def effect(self: HeavyTask, payload: Steps) -> int:
         time.sleep(payload.seconds)
         self.progress(number + 1, payload.steps)
     return payload.steps
+
+
+@celery.task(name="test.fragile", base=LightTask, bind=True, pydantic=True)
+def fragile(self: LightTask, payload: Failures) -> int:
+    """Fails for good for as long as Redis says that it is broken."""
+    if self.backend.client.exists(f"fragile:{self.request.id}"):
+        raise HopelessError("it is broken")
+    return payload.failures
 
 
 @celery.task(name="test.poison", base=HeavyTask, bind=True, pydantic=True)

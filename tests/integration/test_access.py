@@ -17,34 +17,11 @@ import pytest
 import redis
 
 from deploy.native.ports import free_ports
-from tests.integration.harness import ROOT, Stack, finished, problem, wait_until
+from tests.integration.harness import ROOT, Stack, bearer, command, finished, new_key, problem, wait_until
 
 pytestmark = pytest.mark.integration
 
 Headers = dict[str, str]
-
-
-def command(stack: Stack, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m app` with what the stack's ports are, and nothing else that would lead it there."""
-    return subprocess.run(
-        [sys.executable, "-m", "app", *words],
-        cwd=ROOT,
-        env={**stack.environment, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def new_key(stack: Stack, *options: str) -> str:
-    made = command(stack, "api-keys", "create", "--name", "test", *options)
-    assert made.returncode == 0, made.stderr
-    return made.stdout.strip()
-
-
-def bearer(key: str, **others: str) -> Headers:
-    return {"Authorization": f"Bearer {key}", **others}
 
 
 def key_id(key: str) -> str:

@@ -14,7 +14,8 @@ from kombu import Connection, Exchange
 
 from app import problems
 from app.context import Context
-from tests.integration.harness import Stack, finished, start, wait_until
+from app.engine.service import Order
+from tests.integration.harness import Stack, bearer, command, finished, new_key, problem, start, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -164,3 +165,94 @@ async def test_a_replay_works_when_the_record_has_expired(
     again = await letter_of(context, failing, 2)
     assert again["epoch"] == 2
     assert api.get(f"/api/async/status/{failing}").json()["created_at"] != document["created_at"]
+
+
+@pytest.fixture(scope="module")
+def admin(stack: Stack) -> dict[str, str]:
+    return bearer(new_key(stack, "--admin"))
+
+
+async def dead(context: Context, count: int, text: str) -> list[str]:
+    """The ids of `count` tasks that have failed, and have their letters."""
+    name = "test.hopeless"
+    ids = [await start(context, name, "light", {"failures": 1, "mark": text}) for _ in range(count)]
+    for task_id in ids:
+        await letter_of(context, task_id)
+    return ids
+
+
+async def test_operators_list_show_replay_and_discard(
+    api: httpx.Client, context: Context, admin: dict[str, str]
+) -> None:
+    first, second = await dead(context, 2, "api")
+    page = api.get("/api/dead-letters", params={"limit": 1, "task": "test.hopeless"}, headers=admin)
+    (latest,) = page.json()["dead_letters"]
+    assert latest["task_id"] == second
+    assert latest["message"]["payload"] == {"failures": 1, "mark": "api"}
+    (earlier,) = api.get(page.links["next"]["url"], headers=admin).json()["dead_letters"]
+    assert earlier["task_id"] == first
+    one = api.get(f"/api/dead-letters/{earlier['id']}", headers=admin)
+    assert one.json() == earlier
+    replayed = api.post(f"/api/dead-letters/{earlier['id']}/replay", headers=admin)
+    assert (replayed.status_code, replayed.json()["task_id"]) == (202, first)
+    assert replayed.headers["location"] == f"/api/async/status/{first}"
+    problem(api.post(f"/api/dead-letters/{earlier['id']}/replay", headers=admin), 409, "conflict")
+    assert api.delete(f"/api/dead-letters/{latest['id']}", headers=admin).status_code == 204
+    problem(api.delete(f"/api/dead-letters/{latest['id']}", headers=admin), 409, "conflict")
+    problem(api.post(f"/api/dead-letters/{latest['id']}/replay", headers=admin), 409, "conflict")
+    shown = api.get("/api/dead-letters", params={"state": "discarded"}, headers=admin).json()["dead_letters"][0]
+    assert (shown["id"], shown["settled_by"]) == (latest["id"], admin["Authorization"].split("_")[1])
+    await letter_of(context, first, 2)
+
+
+@pytest.mark.parametrize("letter_id", ["665f1c2ab8d94e0f7a3b5c1d", "nonsense"])
+def test_no_such_letter(api: httpx.Client, admin: dict[str, str], letter_id: str) -> None:
+    problem(api.get(f"/api/dead-letters/{letter_id}", headers=admin), 404, "not-found")
+    problem(api.post(f"/api/dead-letters/{letter_id}/replay", headers=admin), 404, "not-found")
+    problem(api.delete(f"/api/dead-letters/{letter_id}", headers=admin), 404, "not-found")
+    problem(api.get("/api/dead-letters", params={"cursor": "x"}, headers=admin), 422, "invalid")
+
+
+def test_dead_letters_are_for_operators(api: httpx.Client, stack: Stack) -> None:
+    problem(api.get("/api/dead-letters"), 401, "unauthorized")
+    problem(api.get("/api/dead-letters", headers=bearer(new_key(stack))), 403, "forbidden")
+
+
+@pytest.mark.timeout(240)
+async def test_a_command_replays_a_thousand(
+    stack: Stack, api: httpx.Client, context: Context, records: redis.Redis
+) -> None:
+    ids = [str(uuid4()) for _ in range(1000)]
+    for task_id in ids:
+        records.set(f"fragile:{task_id}", "broken")
+    await context.tasks.submit_many(
+        [Order("test.fragile", {"failures": 0}, task_id, "", "light") for task_id in ids], request_id="thousand"
+    )
+    for task_id in ids:
+        assert finished(api, task_id, 60)["status"] == "FAILURE"
+        records.delete(f"fragile:{task_id}")
+    for _ in range(600):
+        if await context.letters.count(name="test.fragile", queue="light") == 1000:
+            break
+        await asyncio.sleep(0.1)
+    listed = command(stack, "dead-letters", "list", "--task", "test.fragile", "--limit", "3", "--json")
+    rows = json.loads(listed.stdout)
+    assert len(rows) == 3
+    single = command(stack, "dead-letters", "show", rows[0]["id"])
+    assert json.loads(single.stdout)["task_id"] in ids
+    replayed = command(stack, "dead-letters", "replay", "--all", "--task", "test.fragile", "--json")
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(replayed.stdout) == {"replayed": 1000}
+    assert {finished(api, task_id, 60)["status"] for task_id in ids} == {"SUCCESS"}
+    again = command(stack, "dead-letters", "replay", "--all", "--task", "test.fragile")
+    assert (again.returncode, again.stdout) == (0, "nothing to do\n")
+
+
+async def test_a_command_discards_by_id_and_says_what_it_does_not_find(stack: Stack, context: Context) -> None:
+    (task_id,) = await dead(context, 1, "discard")
+    letter = str((await letter_of(context, task_id))["_id"])
+    assert command(stack, "dead-letters", "discard", letter).stdout == "1 discarded\n"
+    missing = command(stack, "dead-letters", "replay", "665f1c2ab8d94e0f7a3b5c1d")
+    assert (missing.returncode, missing.stdout) == (1, "1 not found: 665f1c2ab8d94e0f7a3b5c1d\n")
+    assert command(stack, "dead-letters", "replay").returncode == 2
+    assert command(stack, "dead-letters", "replay", letter, "--all").returncode == 2

@@ -20,7 +20,7 @@ from app.engine.identity import ANYONE
 from app.engine.message import Message
 from app.engine.reconciler import Reconciler
 from deploy.native.supervision import Supervisor
-from tests.integration.harness import Stack, finished, start, submit, wait_until
+from tests.integration.harness import Stack, bearer, finished, new_key, problem, start, submit, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -225,7 +225,9 @@ async def test_a_task_that_reports_no_progress_can_be_ended_by_force(
     worker = stack.pid("heavy-1")
     task_id = await start(context, "test.sleep", "heavy", {"seconds": 60})
     wait_until(lambda: api.get(f"/api/async/status/{task_id}").json()["status"] == "STARTED")
-    assert await context.tasks.terminate(task_id, ANYONE) == "CANCELLING"
+    problem(api.delete(f"/api/async/tasks/{task_id}?terminate=true"), 401, "unauthorized")
+    answer = api.delete(f"/api/async/tasks/{task_id}?terminate=true", headers=bearer(new_key(stack, "--admin")))
+    assert answer.json()["status"] == "CANCELLING"
     document = finished(api, task_id)
     assert (document["status"], document["error"]["type"]) == ("CANCELLED", "cancelled")
     assert finished(api, submit(api))["status"] == "SUCCESS"

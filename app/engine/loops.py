@@ -1,0 +1,40 @@
+"""Running loops side by side, and ending them for certain."""
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any
+
+AGAIN = 0.5  # seconds until a task that has not ended is cancelled once more
+
+
+async def together(works: Collection[Coroutine[Any, Any, None]]) -> None:
+    """Run `works` until one of them ends, which is none's business, or this is cancelled; then end the others.
+
+    Raises what the first one raised.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await end(tasks)
+
+
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Cancelled itself, it ends them all the same. To cancel once may not do: in Python 3.11 `wait_for`, by which redis-py
+    sends, swallows a cancellation that comes as it succeeds.
+    """
+    running = set(tasks)
+    cancelled = False
+    while running:
+        for task in running:
+            task.cancel()
+        try:
+            _, running = await asyncio.wait(running, timeout=AGAIN)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
