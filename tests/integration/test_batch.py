@@ -65,7 +65,7 @@ def test_rows_past_the_end_of_a_queue_are_refused_and_taken_by_a_repeat(stack: S
         results = answer.json()["results"]
         assert [row["status"] for row in results] == ["PENDING"] * 5 + [503] * 3 + ["PENDING"]
         assert {row["type"] for row in results[5:8]} == {"urn:problem:queue-full"}
-        assert int(answer.headers["retry-after"]) >= 5
+        assert int(answer.headers["retry-after"]) >= 1
         assert "idempotent-replayed" not in answer.headers
         for task_id in first:
             finished(api, task_id)
@@ -85,7 +85,7 @@ def test_a_full_queue_refuses_the_whole_batch(stack: Stack, records: redis.Redis
         with replica(stack, QUEUE_MAX_LENGTH="1") as (api, _):
             answer = send(api, [{"data": "x", "iterations": 1, "priority": "low"}] * 3)
             problem(answer, 503, "queue-full")
-            assert int(answer.headers["retry-after"]) >= 5
+            assert int(answer.headers["retry-after"]) >= 1
     finally:
         records.zrem("queue:heavy.low:waiting", "of the test")
 

@@ -495,3 +495,61 @@ async def test_a_full_queue_tells_how_fast_it_drains(store: AsyncTaskStore, work
     full = await store.create(message(), lease=10)
     assert full.outcome == "full"
     assert 0.1 <= full.drain_rate <= 0.2  # two in a window of ten seconds
+
+
+@pytest.fixture
+def roomy(store: AsyncTaskStore) -> AsyncTaskStore:
+    """The same store, but for many."""
+    return AsyncTaskStore(store.redis, queue_max=1000, backlog_max=1000, result_ttl=60)
+
+
+async def test_many_at_once_are_settled_one_by_one(roomy: AsyncTaskStore) -> None:
+    rows = [message() for _ in range(250)]
+    await roomy.create(rows[7], lease=10)
+    await roomy.confirm(rows[7])
+    await roomy.create(again(rows[170]), lease=10)
+    await roomy.redis.script_flush()
+    created = await roomy.create_many(rows, lease=10)
+    assert [one.outcome for one in created] == [
+        {7: "exists", 170: "leased"}.get(number, "created") for number in range(250)
+    ]
+    ours = [one for number, one in enumerate(rows) if number not in (7, 170)]
+    assert await roomy.confirm_many(ours[:100]) == [None] * 100
+    found = await roomy.withdraw_many([(one, True) for one in rows[:120]], error=ERROR)
+    # What is confirmed is nobody's to take back; 7 and what follows the first hundred of ours too.
+    assert found == [Status.PENDING] * 101 + [None] * 19
+    assert await status(roomy, rows[119]) is None
+    assert (await roomy.create_many([again(rows[0]), again(rows[170])], lease=1))[0].outcome == "exists"
+    assert await roomy.create_many([], lease=1) == []
+
+
+async def test_rows_past_the_bound_of_a_queue_are_full(store: AsyncTaskStore) -> None:
+    created = await store.create_many([message() for _ in range(5)], lease=10)
+    assert [one.outcome for one in created] == ["created"] * 3 + ["full"] * 2
+
+
+async def test_of_what_is_unknown_nothing_is_made_if_so_asked(store: AsyncTaskStore) -> None:
+    known, unknown = await made(store), message()
+    created = await store.create_many([again(known), unknown], lease=10, known_only=True)
+    assert [one.outcome for one in created] == ["leased", "unknown"]
+    assert await store.record(unknown.task_id) == {}
+    assert (await store.create(replace(unknown, epoch=4), lease=10)).epoch == 4
+
+
+async def test_rows_that_redis_refuses_have_the_error_in_their_place(store: AsyncTaskStore) -> None:
+    limit = (await store.redis.config_get("maxmemory"))["maxmemory"]
+    policy = (await store.redis.config_get("maxmemory-policy"))["maxmemory-policy"]
+    await store.redis.config_set("maxmemory-policy", "noeviction")
+    await store.redis.config_set("maxmemory", "1mb")
+    try:
+        errors = await store.create_many([message() for _ in range(2)], lease=10)
+    finally:
+        await store.redis.config_set("maxmemory", limit)
+        await store.redis.config_set("maxmemory-policy", policy)
+    assert {type(error) for error in errors} == {redis.exceptions.OutOfMemoryError}
+    await store.redis.connection_pool.disconnect()
+    nobody = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0")
+    away = AsyncTaskStore(nobody, queue_max=3, backlog_max=3, result_ttl=60)
+    errors = await away.create_many([message() for _ in range(250)], lease=10)
+    assert [type(error) for error in errors] == [redis.exceptions.ConnectionError] * 250
+    await nobody.aclose()
