@@ -7,9 +7,9 @@ INSTALLED = @test -x "$(VENV)/bin/python" || { echo "nothing is installed yet: \
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run status logs scale down clean
+.PHONY: help setup run status logs scale restart-rolling down clean
 help: ## what there is to run
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (servers by apt, Python packages into .venv); YES=1 does not ask
 	@VENV="$(VENV)" deploy/native/setup.sh
@@ -25,6 +25,9 @@ logs: ## follow the logs; of some with s=api (worker, nginx, redis, …)
 
 scale: ## run more or fewer: make scale api=4 worker=3 (until make down)
 	$(INSTALLED) $(STACK) scale $(filter-out VENV=% PYTHON=% YES=%,$(MAKEOVERRIDES))
+
+restart-rolling: ## restart the API, workers and beat one at a time, with the code as it is now, under load
+	$(INSTALLED) $(STACK) restart-rolling
 
 down: ## stop everything, keep the data
 	$(INSTALLED) $(STACK) down

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     api_port: Port = 8101
     api_replicas: Annotated[int, Field(ge=1, le=50)] = 2
     heavy_workers: Annotated[int, Field(ge=1, le=50)] = 1
+    beats: Annotated[int, Field(ge=1, le=50)] = 1
     redis_port: Port = 6390
     rabbitmq_port: Port = 5690
     rabbitmq_management_port: Port = 15690

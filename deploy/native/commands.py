@@ -4,7 +4,7 @@ import time
 
 from app.settings import Settings
 from deploy.native import health, processes
-from deploy.native.converge import converging
+from deploy.native.converge import Convergence, converging, is_well
 from deploy.native.demonstration import demonstrate
 from deploy.native.layout import Layout, StackError, State, as_environment
 from deploy.native.output import Output
@@ -59,7 +59,7 @@ def scale(settings: Settings, wanted: dict[str, int], output: Output) -> None:
         raise StackError("how many of what? For example: make scale api=4 worker=3")
     for what, count in wanted.items():
         if what not in SCALED:
-            raise StackError(f"{what} cannot be scaled: {' and '.join(SCALED)} can")
+            raise StackError(f"{what} cannot be scaled: {', '.join(SCALED)} can")
         if not 1 <= count <= REPLICAS_MAX:
             raise StackError(f"{what}={count}: 1 to {REPLICAS_MAX} can run")
     running_or_raise(layout)
@@ -69,6 +69,26 @@ def scale(settings: Settings, wanted: dict[str, int], output: Output) -> None:
         plan = Plan(state.restored(), layout, find_tools(), state.digests, state.scaled)
         with converging(layout, plan.services(), output):
             state.save(layout)
+
+
+def restart_rolling(settings: Settings, output: Output) -> None:
+    """Restart every process of ours, one at a time, with the code as it is now and the settings it runs with.
+
+    Raises StackError, before anything is touched where a process is not well: another must serve meanwhile.
+    """
+    begun = time.monotonic()
+    layout = Layout.of(settings)
+    running_or_raise(layout)
+    with layout.lock(lambda: output.say(BUSY)):
+        state = running_or_raise(layout)
+        known = Supervisor(layout).processes()
+        state.digests |= {"app": digests()["app"]}  # the servers are not ours to restart
+        services = Plan(state.restored(), layout, find_tools(), state.digests, state.scaled).services()
+        if unwell := [one.name for one in services if one.name not in known or not is_well(one, known[one.name])]:
+            raise StackError(f"{', '.join(unwell)} not well: nothing is restarted before all are (`make status`)")
+        Convergence(layout, services, output).roll()
+        state.save(layout)
+    output.say(f"Restarted one after the other ({time.monotonic() - begun:.1f} s).")
 
 
 def running_or_raise(layout: Layout) -> State:

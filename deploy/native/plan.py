@@ -14,9 +14,11 @@ from deploy.native.service import Service, digest_of, kind_of
 OF_THE_STACK = frozenset(
     name.upper()
     for name in Settings.model_fields
-    if name.startswith("nginx_") or name.endswith("_port") or name in {"stack_dir", "api_replicas", "heavy_workers"}
+    if name.startswith("nginx_")
+    or name.endswith("_port")
+    or name in {"stack_dir", "api_replicas", "heavy_workers", "beats"}
 )
-SCALED = {"api": "api_replicas", "worker": "heavy_workers"}  # what `make scale` calls it: the setting
+SCALED = {"api": "api_replicas", "worker": "heavy_workers", "beat": "beats"}  # what `make scale` calls it: the setting
 CELERY = ("-m", "celery", "-q", "-A", "app.worker", "worker")
 QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
@@ -43,7 +45,7 @@ class Plan:
             found.append(servers.database(*common, self.digests["database"]))
         found += [self.api(number) for number in range(1, self.count("api") + 1)]
         found += [self.worker(f"heavy-{number}") for number in range(1, self.count("worker") + 1)]
-        found += [self.worker("light-1"), self.beat()]
+        found += [self.worker("light-1"), *(self.beat(number) for number in range(1, self.count("beat") + 1))]
         return [*found, servers.nginx(*common, self.count("api"))]
 
     def environment(self) -> dict[str, str]:
@@ -105,9 +107,9 @@ class Plan:
         environment = {**service.environment, "REMAP_SIGTERM": "SIGQUIT"}
         return replace(service, environment=environment, stop_seconds=30)
 
-    def beat(self) -> Service:
-        """Return the background process."""
-        return self.python("beat", "-m", "app.beat")
+    def beat(self, number: int) -> Service:
+        """Return the background process; a second one stands by."""
+        return self.python("beat" if number == 1 else f"beat-{number}", "-m", "app.beat")
 
 
 def has_own_database(settings: Settings) -> bool:

@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--lines", type=int, default=10, help="of each log to begin with (10)")
     logs.add_argument("--no-follow", action="store_true", help="end after those")
     scale = add("scale", help="change how many run; holds until `down`")
-    scale.add_argument("counts", nargs="*", type=count, metavar="api=4 | worker=3", help="worker: of the heavy queues")
+    scale.add_argument(
+        "counts", nargs="*", type=count, metavar="api=4 | worker=3 | beat=2", help="worker: of the heavy queues"
+    )
+    add("restart-rolling", help="restart the API, workers and beat one at a time, so that no request fails")
     add("down", help="stop everything, keep the data")
     add("clean", help="stop everything, remove the data")
     return main
@@ -56,6 +59,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             report.logs(settings, arguments.service, output, lines=arguments.lines, follow=not arguments.no_follow)
         case "scale":
             commands.scale(settings, dict(arguments.counts), output)
+        case "restart-rolling":
+            commands.restart_rolling(settings, output)
         case "down":
             commands.down(settings, output)
         case "clean":

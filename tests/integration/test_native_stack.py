@@ -93,8 +93,31 @@ def test_scaling_adds_and_removes_single_processes_and_holds_over_a_run(stack):
     assert all(httpx.get(f"{stack.url}/health").is_success for _ in range(20))
 
 
+def test_a_rolling_restart_replaces_what_is_ours_and_no_server(stack):
+    before = pids(stack)
+    lines = stack.run("restart-rolling").stdout.splitlines()
+    after = pids(stack)
+    ours = ["api-1", "api-2", "heavy-1", "light-1", "beat"]
+    assert {name for name in before if before[name] != after[name]} == set(ours)
+    assert [line.split()[1] for line in lines if line.startswith("  ok ")] == [*ours, "nginx"]
+    assert stack.settled()
+    assert "10 processes run already" in stack.run("up").stdout
+
+
+def test_a_rolling_restart_waits_for_nobody_that_is_not_well(stack):
+    supervisor = Supervisor(stack.layout)
+    supervisor.stop(["api-2"])
+    try:
+        before = pids(stack)
+        assert refused(stack, "restart-rolling").startswith("api-2 not well: nothing is restarted")
+        assert pids(stack) == before
+    finally:
+        supervisor.start("api-2")
+        wait_until(stack.settled)
+
+
 def test_what_cannot_be_scaled_is_refused(stack):
-    assert refused(stack, "scale", "redis=2") == "redis cannot be scaled: api and worker can"
+    assert refused(stack, "scale", "redis=2") == "redis cannot be scaled: api, worker, beat can"
     assert refused(stack, "scale", "api=0") == "api=0: 1 to 50 can run"
 
 

@@ -42,6 +42,13 @@ def test_scaling_wins_over_the_settings_and_changes_no_other_process(tmp_path):
     assert all(after[name].command == one.command for name, one in before.items())
 
 
+def test_a_further_beat_is_a_process_of_its_own(tmp_path):
+    planned = services(tmp_path, {"beat": 2})
+    assert planned["beat-2"].command == planned["beat"].command
+    assert planned["beat-2"].kind == planned["beat"].kind == "beat"
+    assert planned["beat-2"].environment["ALIVE_FILE"] == str(tmp_path / "alive" / "beat-2")
+
+
 def test_nginx_knows_every_replica_and_listens_here_only(tmp_path):
     nginx = services(tmp_path, {"api": 3}, api_port=9001, nginx_port=9000)["nginx"]
     text = "\n".join(nginx.files.values())
