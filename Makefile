@@ -39,7 +39,7 @@ clean: ## stop everything, remove its data
 
 PYTEST = "$(VENV)/bin/python" -m pytest
 
-.PHONY: dev lint format test test-unit test-docker lock
+.PHONY: dev lint format test test-unit test-docker test-faults lock
 dev: setup ## install what tests and checks need besides
 	@cmp -s requirements-dev.txt "$(VENV)/requirements-dev.txt" || { \
 	    echo "installing Python packages for tests into $(VENV), about a minute"; \
@@ -59,11 +59,14 @@ format: dev ## put the code into its form
 test-unit: dev ## the fast tests, without servers
 	@$(PYTEST) tests/unit
 
-test: dev ## all tests but Docker's, on a native stack of their own
-	@$(PYTEST) -m "not docker"
+test: dev ## all tests but Docker's and the faults, on a native stack of their own
+	@$(PYTEST) -m "not docker and not faults"
 
 test-docker: dev ## build the image, run the compose stack, test it (needs Docker with Compose v2)
 	@$(PYTEST) tests/docker
+
+test-faults: dev ## each fault under load, a table of what it did; FAULTS_FACTOR=0.2 is shorter, f='redis' a part
+	@$(PYTEST) tests/faults $(if $(f),-k '$(f)')
 
 COMPILE = "$(VENV)/bin/python" -m uv pip compile --quiet --universal --python-version 3.11 --no-header
 
