@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from app import problems
 from app.cli import terminal
 from app.context import Context, open_context
+from app.telemetry import configure_logging
 
 LISTED_MAX = 1_000
 AT_ONCE = 50  # letters in work: enough to keep the broker busy
@@ -157,7 +158,8 @@ async def _named(context: Context, ids: list[str], outcomes: Counter[str]) -> As
 
 @asynccontextmanager
 async def _context() -> AsyncIterator[Context]:
-    settings = terminal.settings().model_copy(update={"mongodb_pool_min": 0})
+    settings = terminal.settings().model_copy(update={"mongodb_pool_min": 0, "log_level": "WARNING"})
+    configure_logging(settings)
     async with open_context(settings, service="cli") as context:
         yield context
 

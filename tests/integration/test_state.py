@@ -500,7 +500,7 @@ async def test_a_full_queue_tells_how_fast_it_drains(store: AsyncTaskStore, work
 @pytest.fixture
 def roomy(store: AsyncTaskStore) -> AsyncTaskStore:
     """The same store, but for many."""
-    return AsyncTaskStore(store.redis, queue_max=1000, backlog_max=1000, result_ttl=60)
+    return AsyncTaskStore(store.redis, queue_max=1000, backlog_max=1000, result_ttl=60, look_after=30)
 
 
 async def test_many_at_once_are_settled_one_by_one(roomy: AsyncTaskStore) -> None:
@@ -549,7 +549,7 @@ async def test_rows_that_redis_refuses_have_the_error_in_their_place(store: Asyn
     assert {type(error) for error in errors} == {redis.exceptions.OutOfMemoryError}
     await store.redis.connection_pool.disconnect()
     nobody = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0")
-    away = AsyncTaskStore(nobody, queue_max=3, backlog_max=3, result_ttl=60)
+    away = AsyncTaskStore(nobody, queue_max=3, backlog_max=3, result_ttl=60, look_after=30)
     errors = await away.create_many([message() for _ in range(250)], lease=10)
     assert [type(error) for error in errors] == [redis.exceptions.ConnectionError] * 250
     await nobody.aclose()
