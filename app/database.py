@@ -215,7 +215,7 @@ class TaskResultRepository:
         self._retention = timedelta(days=retention_days)
 
     async def get(self, task_id: str) -> Document | None:
-        """The status document of an archived task, as `engine.state.document` made it, or None."""
+        """The status document of an archived task, as `engine.record.document` made it, or None."""
         return _status_document(await self._results.find_one({"task_id": task_id}))
 
     async def known(self, task_ids: Sequence[str]) -> dict[str, Document]:

@@ -10,7 +10,7 @@ from app.api.dependencies import ContextDep, LiveDep, PrincipalDep, require_admi
 from app.api.stream import STREAM, TaskStream
 from app.api.waiting import WAIT_MAX, WaitDep
 from app.engine.live import Update
-from app.engine.state import FINAL
+from app.engine.record import FINAL
 from app.models import TaskCancelled, TaskStatus
 
 router = APIRouter(prefix="/api/async", tags=["tasks"], responses={404: problems.example(problems.NotFound)})

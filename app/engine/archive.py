@@ -12,7 +12,8 @@ from app.contracts import EventName
 from app.database import DeadLetterRepository, TaskResultRepository
 from app.engine.dead_letters import letter
 from app.engine.publisher import Publisher, Refused, Unconfirmed
-from app.engine.state import FINAL, FINISHED, REFUSED, AsyncTaskStore, Status, document
+from app.engine.record import FINAL, FINISHED, REFUSED, Status, document
+from app.engine.state import AsyncTaskStore
 
 log = structlog.get_logger(__name__)
 

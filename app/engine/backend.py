@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 from app.database import ResultReader
 from app.engine.errors import error_of, reason_of
 from app.engine.message import Message, has_record, message_of
-from app.engine.state import Status, TaskStore, encode_result, error_document
+from app.engine.record import Status, encode_result, error_document
+from app.engine.state import TaskStore
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from app.database import DeadLetterRepository
 from app.engine.message import Message, of_headers
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import DEAD
-from app.engine.state import AsyncTaskStore, error_document
+from app.engine.record import error_document
+from app.engine.state import AsyncTaskStore
 
 log = structlog.get_logger(__name__)
 

@@ -3,7 +3,7 @@
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from pydantic import ValidationError
 
-from app.engine.state import error_document
+from app.engine.record import error_document
 
 
 class TaskError(Exception):

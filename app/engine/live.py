@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 
 from app import problems
 from app.engine.loops import end
-from app.engine.state import FINAL, AsyncTaskStore, document, record_key
+from app.engine.record import FINAL, document, record_key
+from app.engine.state import AsyncTaskStore
 from app.models import TaskStatus
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,8 @@ from app.contracts import Queue
 from app.database import TaskResultRepository
 from app.engine.message import Message
 from app.engine.publisher import Publisher, Refused, Unconfirmed
-from app.engine.state import FINAL, AsyncTaskStore, Status
+from app.engine.record import FINAL, Status
+from app.engine.state import AsyncTaskStore
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from app.engine.dead_letters import message_of_letter
 from app.engine.identity import Principal
 from app.engine.message import Message
 from app.engine.publisher import Publisher, Refused, Unconfirmed
-from app.engine.state import AsyncTaskStore, Created, Status, document, error_document
+from app.engine.record import Status, document, error_document
+from app.engine.state import AsyncTaskStore, Created
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -20,7 +20,8 @@ from app.engine.backend import patiently
 from app.engine.errors import PERMANENT, PermanentError, ResultNotJsonError, ResultTooLargeError, error_of
 from app.engine.message import RECORD, Message, has_record, message_of, new_publish, record_header
 from app.engine.queues import BROKER_ERRORS
-from app.engine.state import Started, encode_result
+from app.engine.record import encode_result
+from app.engine.state import Started
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ import httpx
 import pymongo
 import redis
 
-from app.engine.state import FINISHED
+from app.engine.record import FINISHED
 from tests.faults.load import FINAL, Item, Ledger
 from tests.integration.harness import Stack
 

@@ -11,7 +11,8 @@ import redis.asyncio
 
 from app.database import ResultReader
 from app.engine.message import Message
-from app.engine.state import OPEN, AsyncTaskStore, Status, TaskStore, error_document, record_key
+from app.engine.record import OPEN, Status, error_document, record_key
+from app.engine.state import AsyncTaskStore, TaskStore
 from tests.integration.harness import Stack
 
 pytestmark = pytest.mark.integration

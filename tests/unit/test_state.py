@@ -6,10 +6,9 @@ import orjson
 import pytest
 
 import app.engine.state as state_module
-from app.engine.state import (
+from app.engine.message import Message
+from app.engine.record import (
     RESULT_MAX_DEPTH,
-    SCRIPTS,
-    Message,
     _progress,
     _time,
     document,
@@ -18,6 +17,7 @@ from app.engine.state import (
     record_key,
     waiting_key,
 )
+from app.engine.state import SCRIPTS
 from app.models import TaskStatus
 
 ADDING = {"create", "reopen"}  # what a full Redis may refuse
