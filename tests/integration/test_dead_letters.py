@@ -14,7 +14,7 @@ from kombu import Connection, Exchange
 
 from app import problems
 from app.context import Context
-from app.engine.service import Order
+from app.engine.service import Accepted, Order
 from tests.integration.harness import Stack, bearer, command, finished, new_key, problem, start, wait_until
 
 pytestmark = pytest.mark.integration
@@ -225,9 +225,10 @@ async def test_a_command_replays_a_thousand(
     ids = [str(uuid4()) for _ in range(1000)]
     for task_id in ids:
         records.set(f"fragile:{task_id}", "broken")
-    await context.tasks.submit_many(
-        [Order("test.fragile", {"failures": 0}, task_id, "", "light") for task_id in ids], request_id="thousand"
-    )
+    for begin in range(0, 1000, 100):
+        orders = [Order("test.fragile", {"failures": 0}, task_id, "", "light") for task_id in ids[begin : begin + 100]]
+        answers = await context.tasks.submit_many(orders, request_id="thousand")
+        assert all(isinstance(answer, Accepted) for answer in answers)
     for task_id in ids:
         assert finished(api, task_id, 60)["status"] == "FAILURE"
         records.delete(f"fragile:{task_id}")
