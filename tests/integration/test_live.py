@@ -9,8 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
 import httpx
@@ -86,6 +88,7 @@ def records(stack: Stack) -> Iterator[redis.Redis]:
 @pytest.fixture
 async def live(context: Context) -> AsyncIterator[Live]:
     """Live updates of this process, which look again twice a second."""
+    await context.publisher.ping()  # its declarations are made in a thread, which must not be left behind
     async with Live(context.store, context.results, limit=2000, heartbeat=0.5) as opened:
         yield opened
 
@@ -360,6 +363,21 @@ def serving(stack: Stack) -> str | None:
 
 def limited(stack: Stack, **environment: str) -> None:
     stack.run("up", "--no-demo", **environment)
+
+
+def test_who_waits_is_limited_like_all_others(stack: Stack) -> None:
+    limited(stack, NGINX_RATE="5", NGINX_BURST="2", NGINX_SUBMIT_RATE="2", NGINX_SUBMIT_BURST="1")
+    try:
+        with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(20) as pool:
+            body, headers = {"data": "x", "iterations": 1}, {"Prefer": "wait=5"}
+            post = partial(client.post, "/api/async/process", json=body, headers=headers)
+            answers = list(pool.map(lambda _: post(), range(20)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} <= {200, 202, 429}
+        assert len(refused) >= 10
+        assert problem(refused[0], 429, "rate-limited")["instance"] == "/api/async/process"
+    finally:
+        limited(stack)
 
 
 def test_watchers_are_bounded(stack: Stack, api: httpx.Client) -> None:

@@ -97,7 +97,27 @@ def test_the_document_lists_the_api(operations: dict[str, Any]):
         "POST /api/async/batch",
         "GET /api/async/status/{task_id}",
         "GET /api/async/tasks/{task_id}",
+        "GET /api/async/tasks/{task_id}/stream",
         "DELETE /api/async/tasks/{task_id}",
+    }
+
+
+def test_a_stream_is_documented_as_events(operations: dict[str, Any]):
+    stream = operations["GET /api/async/tasks/{task_id}/stream"]
+    assert list(stream["responses"]["200"]["content"]) == ["text/event-stream"]
+    assert {"204", "404", "503"} <= stream["responses"].keys()
+    assert "last-event-id" in {parameter["name"] for parameter in stream["parameters"]}
+
+
+def test_whatever_makes_or_tells_of_a_task_can_wait_for_it(operations: dict[str, Any]):
+    assert {
+        name
+        for name, operation in operations.items()
+        if any(parameter["name"] == "prefer" for parameter in operation.get("parameters", []))
+    } >= {
+        "GET /api/async/status/{task_id}",
+        "GET /api/async/tasks/{task_id}",
+        *(name for name in operations if name.startswith("POST /api/async/")),
     }
 
 
