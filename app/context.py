@@ -69,7 +69,7 @@ class Context:
             batch=settings.archive_batch,
         )
         dead_letters = DeadLetters(
-            self.store, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
+            self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
         )
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
         return [archive.run(), dead_letters.run(), reconciler.run()]

@@ -336,9 +336,13 @@ class DeadLetterRepository:
         return count
 
     async def settle(self, letter_id: ObjectId, state: Literal["replayed", "discarded"], *, by: str) -> bool:
-        """Note what was done with an open letter, and by whom; False if it is open no longer."""
+        """Note what was done with an open letter, and by whom; False if it is open no longer.
+
+        Of one that was discarded while its replay left, the replay counts: the task runs.
+        """
         change = {"$set": {"state": state, "settled_at": _now(), "settled_by": by}}
-        outcome = await self._letters.update_one({"_id": letter_id, "state": "open"}, change)
+        before = {"$ne": "replayed"} if state == "replayed" else "open"
+        outcome = await self._letters.update_one({"_id": letter_id, "state": before}, change)
         return bool(outcome.modified_count)
 
 

@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     dead_letter_retention_days: Count = 7
     reconcile_interval: Seconds = 5
     reconcile_after: Annotated[float, Field(ge=1)] = 30
+    recovery_time: Count = 720
     reconcile_batch: Annotated[int, Field(ge=1, le=1000)] = 200
     archive_lookup_timeout: Seconds = 1
 

@@ -7,7 +7,9 @@ from typing import Any
 import structlog
 from celery import bootsteps, signals
 from celery.exceptions import SecurityWarning
+from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from celery.worker.control import control_command
 
 from app.celery_app import celery
 from app.contracts import TASKS
@@ -46,6 +48,16 @@ class Alive(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no typ
 
 
 app.steps["consumer"].add(Alive)
+
+
+@control_command(args=[("task_id", str)])
+def end_run(state: Any, task_id: str) -> dict[str, str]:
+    """Kill the process that runs a task. After a `revoke` every worker would refuse its replay, too, for hours."""
+    request = worker_state.requests.get(task_id)
+    if request is None or request not in worker_state.active_requests:
+        return {"ok": "it does not run here"}
+    request.terminate(state.consumer.pool, signal="TERM")
+    return {"ok": "its process was told to end"}
 
 
 @signals.setup_logging.connect

@@ -1,6 +1,5 @@
 """The archive loop: final task records go from Redis to MongoDB, and only then may they expire."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from app.contracts import EventName
 from app.database import DeadLetterRepository, TaskResultRepository
-from app.engine.dead_letters import letter
+from app.engine.dead_letters import is_dead, letter
+from app.engine.loops import forever
 from app.engine.publisher import Publisher, Refused, Unconfirmed
-from app.engine.record import FINAL, FINISHED, REFUSED, Status, document
+from app.engine.record import FINAL, FINISHED, REFUSED, document
 from app.engine.state import AsyncTaskStore
 
 log = structlog.get_logger(__name__)
@@ -21,7 +21,6 @@ GROUP = "archive"
 CLAIM_AFTER = 30_000  # ms after which an entry that another reader took and left is taken over
 BLOCK = 500  # ms to wait for new entries; below REDIS_TIMEOUT
 REFUSED_MAX = 10_000
-PAUSE = 2  # seconds after a failed round
 
 Entry = tuple[str, dict[str, str]]
 
@@ -63,12 +62,7 @@ class Archive:
 
     async def run(self) -> None:
         """Archive until cancelled; servers that are away are waited for."""
-        while True:
-            try:
-                await self.round()
-            except (RedisError, PyMongoError) as error:
-                log.warning("archive waits", error=f"{type(error).__name__}: {error}")
-                await asyncio.sleep(PAUSE)
+        await forever(self.round, "archive", (RedisError, PyMongoError))
 
     async def round(self) -> int:
         """Archive what is there, at most a batch; answers how many. Waits a moment where there is nothing.
@@ -107,7 +101,7 @@ class Archive:
             if record.get("status") in FINAL:
                 try:
                     documents.append(document(task_id, record))
-                    if record["status"] == Status.FAILURE and "unpublished" not in record:
+                    if is_dead(record):
                         failures[task_id] = letter(task_id, record)
                     version = record["version"]
                 except (ValueError, TypeError, KeyError, RecursionError) as error:

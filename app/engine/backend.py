@@ -136,7 +136,7 @@ class RecordBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
         fields: Mapping[str, str | bytes],
         celery_result: str,
     ) -> None:
-        written = self.store.finish(message, status, fields, celery_result)
+        written = self.store.finish(message, status, fields, celery_result, worker=request.hostname)
         self.settled = message.task_id if written == status else None
         if self.settled is None:
             request.superseded = True

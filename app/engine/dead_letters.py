@@ -20,24 +20,32 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
-from app.database import DeadLetterRepository
+from app.database import DeadLetterRepository, TaskResultRepository
+from app.engine.loops import forever
 from app.engine.message import Message, of_headers
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import DEAD
-from app.engine.record import error_document
+from app.engine.record import Status, error_document
 from app.engine.state import AsyncTaskStore
 
 log = structlog.get_logger(__name__)
 
 BATCH = 100
 POLL = 1.0  # seconds between looks into an empty queue
-PAUSE = 2.0  # seconds after a failed round
 BODY_MAX = 65_536  # bytes that are kept of a message that is no task
 HEADERS_MAX = 16_384  # of its headers, as JSON
 
 POISON = "poison"
 BAD_ENVELOPE = "bad_envelope"
 TOO_OFTEN = "delivery_limit"  # RabbitMQ's reason
+
+
+def is_dead(record: Mapping[str, str]) -> bool:
+    """Whether a record is of a task that was taken in and failed for good, and no more was tried since.
+
+    Not one that was never published, or whose replay was not.
+    """
+    return record.get("status") == Status.FAILURE and not {"unpublished", "unreplayed"} & record.keys()
 
 
 def letter(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
@@ -47,7 +55,7 @@ def letter(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
         "task_id": task_id,
         "name": record["name"],
         "queue": record["queue"],
-        "reason": record.get("reason", "failed"),
+        "reason": record.get("reason", "permanent"),
         "error": orjson.loads(record["error"]),
         "attempts": int(record["attempts"]),
         "request_id": record["request_id"],
@@ -122,21 +130,24 @@ class DeadLetters:
     """Drains the queue `dead`. Not a Celery worker: what is in there has killed some."""
 
     def __init__(
-        self, store: AsyncTaskStore, letters: DeadLetterRepository, publisher: Publisher, *, delivery_limit: int
+        self,
+        store: AsyncTaskStore,
+        results: TaskResultRepository,
+        letters: DeadLetterRepository,
+        publisher: Publisher,
+        *,
+        delivery_limit: int,
     ) -> None:
         self._store = store
+        self._results = results
         self._letters = letters
         self._publisher = publisher
         self._delivery_limit = delivery_limit
 
     async def run(self) -> None:
         """Drain until cancelled; servers that are away are waited for, and what was not settled returns."""
-        while True:
-            try:
-                await self._drain()
-            except (Refused, RedisError, PyMongoError, TimeoutError, OSError, *CONNECTION_EXCEPTIONS) as error:
-                log.warning("dead letters wait", error=f"{type(error).__name__}: {error}")
-                await asyncio.sleep(PAUSE)
+        errors = (Refused, RedisError, PyMongoError, TimeoutError, OSError, *CONNECTION_EXCEPTIONS)
+        await forever(self._drain, "dead letters", errors)
 
     async def _drain(self) -> None:
         async with self._publisher.channel() as channel:
@@ -161,19 +172,30 @@ class DeadLetters:
             await self._letters.add([letter_of_stranger(body, headers, str(error))])
             return
         death = Death.of(headers)
-        outcome = await self._store.bury(
-            message,
-            too_often=death.reason == TOO_OFTEN,
-            starts=self._delivery_limit,
-            error=_error_of(death),
-            reason=POISON if death.reason == TOO_OFTEN else death.reason or "failed",
-        )
+        outcome = await self._bury(message, death)
+        if outcome == "missing":
+            # Redis has lost its record, or it has expired: then the archive, which wrote its letter, knows its end.
+            ended = await self._results.get(message.task_id)
+            if ended is None or ended["epoch"] < message.epoch:
+                await self._store.recreate(message)
+                outcome = await self._bury(message, death)
         if outcome == "FAILURE":
-            await self._letters.add([letter(message.task_id, await self._store.record(message.task_id))])
+            record = await self._store.record(message.task_id)
+            if is_dead(record):
+                await self._letters.add([letter(message.task_id, record)])
         log.warning(
             "dead letter", task_id=message.task_id, task=message.name, reason=death.reason, queue=death.queue,
             outcome=outcome, request_id=message.request_id,
         )  # fmt: skip
+
+    async def _bury(self, message: Message, death: Death) -> str:
+        return await self._store.bury(
+            message,
+            too_often=death.reason == TOO_OFTEN,
+            starts=self._delivery_limit,
+            error=_error_of(death),
+            reason=POISON if death.reason == TOO_OFTEN else "permanent",
+        )
 
 
 def _error_of(death: Death) -> dict[str, str]:

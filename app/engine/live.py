@@ -6,8 +6,6 @@ says that there is something to read: one that is lost makes an update late, by 
 """
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -17,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from app import problems
-from app.engine.loops import end
+from app.engine.loops import end, forever
 from app.engine.record import FINAL, document, record_key
 from app.engine.state import AsyncTaskStore
 from app.models import TaskStatus
@@ -162,8 +160,9 @@ class Live:
         self._loops: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        errors = (RedisError, PyMongoError, OSError)
         works = (self._listen, self._read, self._beat)
-        self._loops = [asyncio.create_task(_forever(work)) for work in works]
+        self._loops = [asyncio.create_task(forever(work, "live updates", errors)) for work in works]
         return self
 
     async def __aexit__(
@@ -273,6 +272,8 @@ class Live:
                 case ["subscribe", str(channel), _]:
                     self._subscribed.add(channel)
                     self._mark(channel)
+                case ["unsubscribe", str(channel), _]:
+                    self._subscribed.discard(channel)
                 case ["message", str(channel), _]:
                     self._mark(channel)
 
@@ -326,15 +327,3 @@ def _document(task_id: str, record: dict[str, str]) -> dict[str, Any] | None:
         # It must not end the updates of all others; a status request tells of it.
         log.exception("a record cannot be read", task_id=task_id)
         return None
-
-
-async def _forever(work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await work()
-        except (RedisError, PyMongoError, OSError) as error:
-            log.warning("live updates wait", loop=work.__name__, error=f"{type(error).__name__}: {error}")
-        except Exception:
-            # A mistake of ours must not end all updates of this process for good.
-            log.exception("live updates failed", loop=work.__name__)
-        await asyncio.sleep(PAUSE * random.uniform(1, 1.5))  # noqa: S311  not for secrets

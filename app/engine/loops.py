@@ -1,10 +1,31 @@
 """Running loops side by side, and ending them for certain."""
 
 import asyncio
-from collections.abc import Collection, Coroutine
+import random
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
+PAUSE = 1.0  # seconds, and up to as many again, after something has failed
 AGAIN = 0.5  # seconds until a task that has not ended is cancelled once more
+
+
+async def forever(work: Callable[[], Awaitable[Any]], name: str, errors: tuple[type[Exception], ...]) -> None:
+    """Do `work` again and again until cancelled; one of `errors` says that a server is away, which is waited for."""
+    while True:
+        try:
+            await work()
+        except errors as error:
+            log.warning("a loop waits", loop=name, error=f"{type(error).__name__}: {error}")
+        except Exception:
+            # A mistake of ours must not end all that this process does.
+            log.exception("a loop failed", loop=name)
+        else:
+            continue
+        await asyncio.sleep(PAUSE * random.uniform(1, 2))  # noqa: S311  not for secrets
 
 
 async def together(works: Collection[Coroutine[Any, Any, None]]) -> None:

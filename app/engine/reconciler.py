@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from app.contracts import Queue
 from app.database import TaskResultRepository
+from app.engine.loops import forever
 from app.engine.message import Message
 from app.engine.publisher import Publisher, Refused, Unconfirmed
 from app.engine.record import FINAL, Status
@@ -43,18 +44,17 @@ class Reconciler:
         self._lease = lease
         self._look_after = settings.reconcile_after
         self._interval = settings.reconcile_interval
+        self._recovery_time = settings.recovery_time
         self._batch = settings.reconcile_batch
 
     async def run(self) -> None:
         """Reconcile until cancelled; with a server away nothing is touched."""
-        while True:
-            looked = 0
-            try:
-                looked = await self.round()
-            except (RedisError, PyMongoError, Refused) as error:
-                log.warning("reconciler waits", error=f"{type(error).__name__}: {error}")
-            # A full batch: more are due.
-            await asyncio.sleep(0.1 if looked == self._batch else self._interval)
+        await forever(self._round_and_rest, "reconciler", (RedisError, PyMongoError, Refused))
+
+    async def _round_and_rest(self) -> None:
+        looked = await self.round()
+        # A full batch: more are due.
+        await asyncio.sleep(0.1 if looked == self._batch else self._interval)
 
     async def round(self) -> int:
         """Look at what is due; answers how many that were.
@@ -67,8 +67,8 @@ class Reconciler:
             return 0
         depths = await self._publisher.depths(Queue)
         if recovering and not any(depths.values()):
-            # Messages that workers hold are not seen here; where no task has ever ended, there are none.
-            await self._store.recovered(0 if await self._results.empty() else self._look_after)
+            # Not seen here: messages that workers hold, and retries. Where no task has ever ended there are none.
+            await self._store.recovered(0 if await self._results.empty() else self._recovery_time)
         later: list[tuple[str, float]] = []
         for task_id, seen in zip(ids, await self._store.glances(ids), strict=True):
             looks = int(seen.get("looks", 0))
@@ -81,9 +81,12 @@ class Reconciler:
 
     async def _publish_again(self, task_id: str, looks: int) -> None:
         record = await self._store.record(task_id)
-        if not record:
+        try:
+            message = Message.of_record(task_id, record)
+        except (KeyError, ValueError):
+            log.exception("a record cannot be read, its task is left alone", task_id=task_id)
+            await self._store.postpone([(task_id, LOOK_MAX)])
             return
-        message = Message.of_record(task_id, record)
         taken = await self._store.retake(message, lease=self._lease, again_in=self._again_in(looks + 1))
         if not taken:
             return

@@ -142,8 +142,15 @@ class TaskService:
         if letter["state"] != "open":
             return False
         message = message_of_letter(letter)
+        archived = await self._results.get(message.task_id)
+        if archived is not None and archived["epoch"] > message.epoch:
+            # It was replayed by a hand that could not say so any more.
+            await self._letters.settle(letter["_id"], "replayed", by=by)
+            return False
         try:
-            created = await self._store.reopen(message, lease=self.lease)
+            created = await self._store.reopen(
+                message, lease=self.lease, error=letter["error"], reason=letter["reason"]
+            )
         except RedisError as error:
             raise _away(error) from error
         if created.outcome not in ("created", "exists"):
@@ -165,7 +172,7 @@ class TaskService:
         status = await self.cancel(task_id, principal)
         if status == CANCELLING:
             try:
-                await self._publisher.broadcast("revoke", {"task_id": task_id, "terminate": True, "signal": "TERM"})
+                await self._publisher.broadcast("end_run", {"task_id": task_id})
             except (Refused, Unconfirmed) as error:
                 raise problems.NotPublished("The workers could not be told; the task stops by itself.") from error
         return status

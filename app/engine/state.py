@@ -131,11 +131,15 @@ class AsyncTaskStore:
         answers = await self._run_many("create", zip(messages, rows, strict=True))
         return [answer if isinstance(answer, RedisError) else Created.of(answer) for answer in answers]
 
-    async def reopen(self, message: Message, *, lease: float) -> Created:
-        """Make the failed task of `message` PENDING again, under a lease; `message.epoch` is the one it failed in."""
+    async def reopen(self, message: Message, *, lease: float, error: Mapping[str, str], reason: str) -> Created:
+        """Make the failed task of `message` PENDING again, under a lease; `message.epoch` is the one it failed in.
+
+        `error` and `reason` are why: what it says again if the message is withdrawn.
+        """
         arguments = [message.epoch, int(lease * 1000), message.publish]
+        arguments += [self.queue_max, self._backlog_max, orjson.dumps(error), reason]
         fields = [*message.fields(), "digest", message.digest, "created_at", message.created_at]
-        return Created.of(await self._run("reopen", message, *arguments, self.queue_max, self._backlog_max, *fields))
+        return Created.of(await self._run("reopen", message, *arguments, *fields))
 
     async def confirm(self, message: Message) -> None:
         """End the lease of a message that the broker confirmed."""
@@ -224,8 +228,8 @@ class AsyncTaskStore:
 
     async def bury(
         self, message: Message, *, too_often: bool, starts: int, error: Mapping[str, str], reason: str
-    ) -> Literal["FAILURE", "again", "stale"]:
-        """End a task whose message was dead-lettered; makes its record again if Redis has lost it.
+    ) -> Literal["FAILURE", "again", "stale", "missing"]:
+        """End a task whose message was dead-lettered.
 
         `too_often` tells that the broker gave up on a message that came back; with fewer than `starts` starts in the
         record the task is not to blame, and "again" has the reconciler publish it once more.
@@ -233,10 +237,11 @@ class AsyncTaskStore:
         arguments = [message.epoch, message.retries, message.publish]
         arguments += [int(too_often), starts, orjson.dumps(error), reason]
         answer: Literal["FAILURE", "again", "stale", "missing"] = await self._run("bury", message, *arguments)
-        if answer == "missing":
-            await self._run("recreate", message, self._look_after, *_recreated(message))
-            answer = await self._run("bury", message, *arguments)
-        return "stale" if answer == "missing" else answer  # cancelled away in between
+        return answer
+
+    async def recreate(self, message: Message) -> None:
+        """Make the record of a message again that Redis has lost, PENDING."""
+        await self._run("recreate", message, self._look_after, *_recreated(message))
 
     async def due(self, limit: int) -> list[str]:
         """At most `limit` ids of open tasks that are to be looked at now, those that wait longest first."""
@@ -284,8 +289,8 @@ class AsyncTaskStore:
 class TaskStore:
     """Records as a worker uses them.
 
-    Every method raises `redis.exceptions.RedisError` when Redis cannot serve; `start` also
-    `pymongo.errors.PyMongoError`, where only the archive knows what became of a task.
+    Every method raises `redis.exceptions.RedisError` when Redis cannot serve, and `pymongo.errors.PyMongoError` where
+    only the archive could say what became of a task.
     `run_limits` has the seconds that a run may take, by queue.
     """
 
@@ -305,19 +310,19 @@ class TaskStore:
         self._run_limits = {queue: int(seconds * 1000) + RUN_MARGIN for queue, seconds in run_limits.items()}
         self._scripts = {name: redis.register_script(text) for name, text in SCRIPTS.items()}
 
-    def start(self, message: Message, worker: str) -> Started:
-        """Decide whether a message's task runs.
+    def start(self, message: Message, worker: str, call: str) -> Started:
+        """Decide whether a message's task runs; the same `call` again is answered like the first time.
 
         A record that Redis does not have is made again, unless the archive has it: then the task has ended, and its
         message is a late one.
         """
         cancelled = orjson.dumps(error_document("cancelled", "Cancelled while it ran."))
         arguments = [message.task_id, message.epoch, message.retries, message.publish, worker, cancelled]
-        arguments.append(self._run_limit(message))
+        arguments += [self._run_limit(message), call]
         answer = self._script("start", message, *arguments)
         if answer == ["missing"]:
-            ended = self._archive.get(message.task_id)
-            if ended is not None and ended["epoch"] >= message.epoch:
+            ended = self._ended(message)
+            if ended is not None:
                 return _started_too_late(ended)
             self._recreate(message, running=False)
             answer = self._script("start", message, *arguments)
@@ -338,26 +343,32 @@ class TaskStore:
 
     def progress(self, message: Message, current: int, total: int) -> Literal["go", "cancel", "lost"]:
         """Write how far a run has come; answers whether it is to go on."""
-        answer: Literal["go", "cancel", "lost", "missing"] = self._script(
-            "progress", message, *_run_of(message), current, total
-        )
-        # A lost record is made again by the end of the run; to stop now would help nobody.
-        return "go" if answer == "missing" else answer
+        answer: Literal["go", "cancel", "lost"] = self._ensured("progress", message, *_run_of(message), current, total)
+        return answer
 
     def retry(self, message: Message, due_in: float, error: Mapping[str, str]) -> Literal["RETRY", "CANCELLED", "lost"]:
         """Write RETRY for the next attempt, due in `due_in` seconds; `message` is the attempt that failed."""
         arguments = [message.task_id, *_run_of(message), int(due_in * 1000), orjson.dumps(error), self._look_after]
+        arguments.append(orjson.dumps(error_document("cancelled", "Cancelled while it ran.")))
         answer: Literal["RETRY", "CANCELLED", "lost"] = self._ensured("retry", message, *arguments)
         return answer
 
     def finish(
-        self, message: Message, status: Status, fields: Mapping[str, str | bytes], celery_result: str | bytes
+        self,
+        message: Message,
+        status: Status,
+        fields: Mapping[str, str | bytes],
+        celery_result: str | bytes,
+        *,
+        worker: str = "",
     ) -> str:
         """Write a run's final state with `fields` (result, or error and reason) and Celery's result.
 
-        Answers the status, or "lost" where it had no effect.
+        `worker` stands for the run where `message` does not know it. Answers the status, or "lost" where it had no
+        effect.
         """
-        arguments = [message.task_id, *_run_of(message), status, celery_result, self._celery_result_ttl]
+        run = [*_run_of(message)[:-1], message.run or worker]
+        arguments = [message.task_id, *run, status, celery_result, self._celery_result_ttl]
         answer: str = self._ensured("finish", message, *arguments, *_flat(fields))
         return answer
 
@@ -374,7 +385,7 @@ class TaskStore:
         if not record:
             return
         message = Message.of_record(task_id, record)
-        started = self.start(message, worker="")
+        started = self.start(message, worker="", call=message.publish)
         if started.outcome == "run":
             fields: dict[str, str | bytes] = {"error": orjson.dumps(error), "reason": error["type"]}
             self.finish(replace(message, run=started.run), Status.FAILURE, fields, "{}")
@@ -383,9 +394,16 @@ class TaskStore:
         # For the run of a task, whose record may get lost under it.
         answer = self._script(name, message, *arguments)
         if answer == "missing":
+            if self._ended(message) is not None:
+                return "lost"
             self._recreate(message, running=True)
             answer = self._script(name, message, *arguments)
         return answer
+
+    def _ended(self, message: Message) -> Mapping[str, Any] | None:
+        """What the archive knows of a task whose record is gone: its result, if it has ended since the message."""
+        archived = self._archive.get(message.task_id)
+        return archived if archived is not None and archived["epoch"] >= message.epoch else None
 
     def _script(self, name: str, message: Message, *arguments: Any) -> Any:
         keys = _keys(message.task_id, message.queue)

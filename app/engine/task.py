@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import celery
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
 from app.engine.backend import patiently
@@ -121,9 +122,9 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         request.next_progress = now + self.progress_interval
         try:
             answer = self.backend.store.progress(message_of(request, self.name), _whole(current), _whole(total))
-        except RedisError:
+        except (RedisError, PyMongoError):
             # Progress is worth less than the work; the next call tries again.
-            log.warning("progress not written, Redis cannot serve")
+            log.warning("progress not written, a server cannot serve")
             return
         if answer == "cancel":
             raise Cancelled
@@ -132,7 +133,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
 
     def _enter(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.backend.settled = None
-        started = patiently(lambda: self.backend.store.start(message, self.request.hostname), self.backend.patience)
+        call = new_publish()
+        started = patiently(
+            lambda: self.backend.store.start(message, self.request.hostname, call), self.backend.patience
+        )
         match started.outcome:
             case "run":
                 self.request.started = replace(message, run=started.run)
@@ -159,7 +163,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             result = self._checked(self.run(*args, **kwargs))
         except Cancelled:
             outcome = "CANCELLED"
-            self.backend.mark_as_revoked(message.task_id, "Cancelled while it ran.", request=self.request)
+            self._revoke(message)
             raise Ignore from None
         except Superseded:
             outcome = "superseded"
@@ -173,6 +177,9 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
                 raise
             if outcome == "RETRY":
                 raise Retry(exc=error) from None
+            if outcome == "CANCELLED":
+                self.request.ended = True
+                self._revoke(message)
             raise Ignore from None
         else:
             outcome = "SUCCESS"
@@ -181,6 +188,9 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             log.info(
                 "task ran", outcome=outcome, attempt=message.retries + 1, seconds=round(time.monotonic() - began, 3)
             )
+
+    def _revoke(self, message: Message) -> None:
+        self.backend.mark_as_revoked(message.task_id, "Cancelled while it ran.", request=self.request)
 
     def _checked(self, result: Any) -> Any:
         try:

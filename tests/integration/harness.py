@@ -58,6 +58,7 @@ class Stack:
             "PUBLISH_TIMEOUT": "2",
             "RECONCILE_AFTER": "2",
             "RECONCILE_INTERVAL": "0.5",
+            "RECOVERY_TIME": "3",
             "QUOTA_TIMEOUT": "3",  # so that a busy machine's delay is not taken for that of Redis
             "LIGHT_SOFT_TIME_LIMIT": "3",
             "LIGHT_TIME_LIMIT": "5",

@@ -12,7 +12,7 @@ import redis.asyncio
 from app.database import ResultReader
 from app.engine.message import Message
 from app.engine.record import OPEN, Status, error_document, record_key
-from app.engine.state import AsyncTaskStore, TaskStore
+from app.engine.state import AsyncTaskStore, Started, TaskStore
 from tests.integration.harness import Stack
 
 pytestmark = pytest.mark.integration
@@ -56,9 +56,17 @@ def again(one: Message) -> Message:
     return replace(one, publish=uuid4().hex)
 
 
+def begin(worker: TaskStore, one: Message) -> Started:
+    return worker.start(one, "w", uuid4().hex)
+
+
+def reopen(store: AsyncTaskStore, one: Message) -> Any:
+    return store.reopen(one, lease=10, error={"type": "why", "message": "it failed"}, reason="exhausted")
+
+
 def started(worker: TaskStore, one: Message) -> Message:
     """The message as its run, which must be allowed, knows it."""
-    answer = worker.start(one, "w")
+    answer = begin(worker, one)
     assert answer.outcome == "run"
     return replace(one, run=answer.run)
 
@@ -107,23 +115,23 @@ async def test_what_the_broker_refused_leaves_nothing(store: AsyncTaskStore) -> 
 async def test_what_nobody_confirmed_fails_and_can_be_sent_again(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
     assert await store.withdraw(one, certain=False, error=ERROR) is None
-    assert worker.start(one, "w").outcome == "dead"
+    assert begin(worker, one).outcome == "dead"
     reopened = await store.create(again(one), lease=10)
     assert (reopened.outcome, reopened.epoch) == ("created", 2)
-    assert worker.start(one, "w").outcome == "stale"
-    assert worker.start(replace(again(one), epoch=2), "w").outcome == "run"
+    assert begin(worker, one).outcome == "stale"
+    assert begin(worker, replace(again(one), epoch=2)).outcome == "run"
 
 
 async def test_a_worker_that_was_faster_than_the_confirm_wins(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
-    assert worker.start(one, "w").outcome == "run"
+    assert begin(worker, one).outcome == "run"
     assert await store.withdraw(one, certain=False, error=ERROR) is Status.STARTED
 
 
 async def test_a_redelivery_takes_over_and_a_second_publish_does_not(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
     first = started(worker, one)
-    assert worker.start(again(one), "w").outcome == "duplicate"
+    assert begin(worker, again(one)).outcome == "duplicate"
     second = started(worker, one)
     assert (await store.record(one.task_id))["attempts"] == "2"
     # The worker that was thought dead comes back.
@@ -131,16 +139,16 @@ async def test_a_redelivery_takes_over_and_a_second_publish_does_not(store: Asyn
     assert worker.retry(first, 5, ERROR) == "lost"
     assert worker.finish(first, Status.FAILURE, FAILED, "{}") == "lost"
     assert worker.finish(second, Status.SUCCESS, {"result": b'"done"'}, "{}") == Status.SUCCESS
-    repeated = worker.start(again(one), "w")
+    repeated = begin(worker, again(one))
     assert (repeated.outcome, repeated.result) == ("stored", "done")
 
 
 async def test_a_run_that_was_taken_over_changes_nothing_more(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
-    worker.start(one, "w")
+    one = started(worker, one)
     assert worker.retry(one, 5, ERROR) == "RETRY"
-    following = replace(again(one), retries=1)
-    assert worker.start(following, "w").outcome == "run"
+    following = replace(again(one), retries=1, run=0)
+    following = started(worker, following)
     assert worker.progress(one, 1, 2) == "lost"
     assert worker.retry(one, 5, ERROR) == "lost"
     assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == "lost"
@@ -154,13 +162,13 @@ async def test_an_old_message_after_the_retry_was_written_publishes_it_again(
     store: AsyncTaskStore, worker: TaskStore
 ) -> None:
     one = await made(store)
-    worker.start(one, "w")
+    one = started(worker, one)
     worker.retry(one, 5, ERROR)
-    redelivered = worker.start(one, "w")
+    redelivered = begin(worker, one)
     assert (redelivered.outcome, redelivered.retries) == ("republish", 1)
     assert 4 < redelivered.due_in <= 5
-    worker.start(replace(again(one), retries=1), "w")
-    assert worker.start(one, "w").outcome == "stale"
+    begin(worker, replace(again(one), retries=1))
+    assert begin(worker, one).outcome == "stale"
 
 
 async def test_a_call_that_is_repeated_is_answered_like_the_first(store: AsyncTaskStore, worker: TaskStore) -> None:
@@ -177,10 +185,56 @@ async def test_a_call_that_is_repeated_is_answered_like_the_first(store: AsyncTa
         assert [await store.withdraw(refused, certain=certain, error=ERROR) for _ in range(2)] == [None, None]
 
 
-async def test_a_parent_that_knows_no_run_ends_the_one_that_is_there(store: AsyncTaskStore, worker: TaskStore) -> None:
+async def test_a_repeated_start_or_end_is_one(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    first, second = [worker.start(one, "w", "this call") for _ in range(2)]
+    assert first == second
+    run = replace(one, run=first.run)
+    ends = [worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") for _ in range(2)]
+    assert ends == [Status.SUCCESS, Status.SUCCESS]
+    assert await store.redis.xlen("tasks:finished") == 1
+    assert (await store.record(one.task_id))["starts"] == "1"
+
+
+async def test_a_parent_that_knows_no_run_ends_the_one_of_its_worker(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
     started(worker, one)
-    assert worker.finish(one, Status.FAILURE, FAILED, "{}") == Status.FAILURE
+    assert worker.finish(one, Status.FAILURE, FAILED, "{}", worker="other") == "lost"
+    assert worker.finish(one, Status.FAILURE, FAILED, "{}", worker="w") == Status.FAILURE
+
+
+async def test_an_interrupted_run_is_looked_at_soon_and_not_blamed(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    started(worker, one)
+    worker.interrupt(one, "other")
+    assert "lost" not in await store.record(one.task_id)
+    worker.interrupt(one, "w")
+    record = await store.record(one.task_id)
+    assert (record["lost"], record["starts"]) == ("1", "0")
+    assert 28 < await looks(store, one) <= 31
+
+
+async def test_a_message_of_an_epoch_that_redis_has_lost_runs(store: AsyncTaskStore, worker: TaskStore) -> None:
+    """As when Redis crashes within the second after a replay: the record is the failure of before."""
+    one = message()
+    await failed(store, worker, one)
+    replayed = replace(again(one), epoch=2)
+    run = started(worker, replayed)
+    record = await store.record(one.task_id)
+    assert (record["status"], record["epoch"], record["retries"]) == ("STARTED", "2", "0")
+    assert worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
+    dying = message()
+    await failed(store, worker, dying)
+    assert await bury(store, replace(again(dying), epoch=2)) == "again"
+    assert (await store.record(dying.task_id))["epoch"] == "2"
+
+
+async def test_a_cancel_that_meets_a_failing_attempt_says_so(store: AsyncTaskStore, worker: TaskStore) -> None:
+    one = await made(store)
+    run = started(worker, one)
+    await store.cancel(one.task_id, "light")
+    assert worker.retry(run, 5, ERROR) == "CANCELLED"
+    assert "cancelled" in (await store.record(one.task_id))["error"]
 
 
 async def test_what_was_never_published_holds_no_place_past_its_lease(store: AsyncTaskStore) -> None:
@@ -196,7 +250,7 @@ async def test_a_cancelled_run_whose_worker_died_does_not_start_again(store: Asy
     one = await made(store)
     started(worker, one)
     await store.cancel(one.task_id, "light")
-    assert worker.start(one, "w").outcome == "dead"
+    assert begin(worker, one).outcome == "dead"
     assert await status(store, one) == Status.CANCELLED
 
 
@@ -211,14 +265,14 @@ async def test_cancel_in_every_state(store: AsyncTaskStore, worker: TaskStore) -
     assert await store.cancel("unknown", "light") is None
     waiting = await made(store)
     assert await store.cancel(waiting.task_id, "light") == "CANCELLED"
-    assert worker.start(waiting, "w").outcome == "dead"
+    assert begin(worker, waiting).outcome == "dead"
     running = await made(store)
-    worker.start(running, "w")
+    running = started(worker, running)
     assert await store.cancel(running.task_id, "light") == "CANCELLING"
     assert worker.progress(running, 1, 2) == "cancel"
     assert worker.retry(running, 1, ERROR) == "CANCELLED"
     ended = await made(store)
-    worker.start(ended, "w")
+    ended = started(worker, ended)
     worker.finish(ended, Status.SUCCESS, {"result": b"1"}, "{}")
     assert await store.cancel(ended.task_id, "light") == "SUCCESS"
 
@@ -228,8 +282,7 @@ async def test_a_full_queue_and_a_full_archive_stream_refuse(store: AsyncTaskSto
     assert (await store.create(message(), lease=10)).outcome == "full"
     assert (await store.create(message(queue="heavy"), lease=10)).outcome == "created"
     for one in waiting:
-        worker.start(one, "w")
-        worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}")
+        worker.finish(started(worker, one), Status.SUCCESS, {"result": b"1"}, "{}")
     assert (await store.create(message(), lease=10)).outcome == "backlog"
     # What is known already is answered all the same.
     assert (await store.create(again(waiting[0]), lease=10)).outcome == "exists"
@@ -240,7 +293,7 @@ async def test_every_change_has_a_version_and_is_announced(store: AsyncTaskStore
     async with store.redis.pubsub() as channel:
         await channel.subscribe(record_key(one.task_id))
         await store.create(one, lease=10)
-        worker.start(one, "w")
+        one = started(worker, one)
         worker.progress(one, 1, 2)
         worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}")
         seen = []
@@ -254,7 +307,7 @@ async def test_every_change_has_a_version_and_is_announced(store: AsyncTaskStore
 async def test_a_lost_record_is_made_again(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = await made(store)
     await store.redis.flushdb()
-    assert worker.start(one, "w").outcome == "run"
+    one = started(worker, one)
     await store.redis.flushdb()
     assert worker.progress(one, 1, 2) == "go"
     assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
@@ -288,7 +341,7 @@ async def test_a_full_redis_refuses_new_tasks_and_ends_old_ones(store: AsyncTask
     try:
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             await store.create(message(), lease=10)
-        assert worker.start(one, "w").outcome == "run"
+        one = started(worker, one)
         assert worker.finish(one, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
     finally:
         await store.redis.config_set("maxmemory", limit)
@@ -351,7 +404,7 @@ async def test_of_two_reconcilers_one_takes_a_lost_task(store: AsyncTaskStore, w
     await store.confirm(mine)
     # The first message was not lost after all: whichever comes first runs, the other one does not.
     started(worker, one)
-    assert worker.start(mine, "w").outcome == "duplicate"
+    assert begin(worker, mine).outcome == "duplicate"
 
 
 async def test_the_message_of_a_lost_run_takes_over_and_the_old_run_is_heard_no_more(
@@ -433,6 +486,8 @@ async def test_a_dead_message_ends_no_task_for_which_another_message_stands(
 
 async def test_a_dead_message_whose_record_is_lost_still_ends_its_task(store: AsyncTaskStore) -> None:
     one = message(created_at=1_700_000_000_000)
+    assert await bury(store, one, too_often=False) == "missing"
+    await store.recreate(one)
     assert await bury(store, one, too_often=False) == "FAILURE"
     record = await store.record(one.task_id)
     assert (record["status"], record["created_at"], record["owner"]) == ("FAILURE", "1700000000000", "")
@@ -451,17 +506,17 @@ async def test_a_failed_task_is_reopened_once_and_its_old_messages_are_void(
     one = message()
     await failed(store, worker, one)
     replay = again(one)
-    created = await store.reopen(replay, lease=10)
+    created = await reopen(store, replay)
     assert (created.outcome, created.epoch) == ("created", 2)
-    assert (await store.reopen(replay, lease=10)).epoch == 2  # the same call, its answer lost
-    assert (await store.reopen(again(one), lease=10)).outcome == "exists"
-    assert worker.start(one, "w").outcome == "stale"
+    assert (await reopen(store, replay)).epoch == 2  # the same call, its answer lost
+    assert (await reopen(store, again(one))).outcome == "exists"
+    assert begin(worker, one).outcome == "stale"
     record = await store.record(one.task_id)
     assert record["status"] == "PENDING"
     assert not {"error", "reason", "finished_at"} & record.keys()
     run = started(worker, replace(replay, epoch=2))
     assert worker.finish(run, Status.SUCCESS, {"result": b"1"}, "{}") == Status.SUCCESS
-    assert (await store.reopen(again(one), lease=10)).outcome == "exists"
+    assert (await reopen(store, again(one))).outcome == "exists"
 
 
 async def test_a_replay_that_the_broker_did_not_take_may_be_tried_again(
@@ -470,16 +525,20 @@ async def test_a_replay_that_the_broker_did_not_take_may_be_tried_again(
     one = message()
     await failed(store, worker, one)
     replay = again(one)
-    await store.reopen(replay, lease=10)
-    assert await store.withdraw(replay, certain=True, error=ERROR) is None
-    assert await status(store, one) == "FAILURE"
-    created = await store.reopen(again(one), lease=10)
+    await reopen(store, replay)
+    for _ in range(2):
+        assert await store.withdraw(replay, certain=True, error=ERROR) is None
+    record = await store.record(one.task_id)
+    assert (record["status"], record["reason"]) == ("FAILURE", "exhausted")
+    assert "it failed" in record["error"]  # as before, and no client's repeat runs it
+    assert (await store.create(again(one), lease=10)).outcome == "exists"
+    created = await reopen(store, again(one))
     assert (created.outcome, created.epoch) == ("created", 3)
 
 
 async def test_a_record_that_has_expired_is_reopened_from_its_letter(store: AsyncTaskStore, worker: TaskStore) -> None:
     one = message(created_at=1_700_000_000_000, epoch=4)
-    created = await store.reopen(one, lease=10)
+    created = await reopen(store, one)
     assert (created.outcome, created.epoch, created.created_at) == ("created", 5, one.created_at)
     started(worker, replace(one, epoch=5))
 

@@ -9,6 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import problems
 from app.engine import live as module
+from app.engine import loops
 from app.engine.live import Live, Update
 from app.models import TaskStatus
 
@@ -252,7 +253,7 @@ async def test_a_connection_that_gives_no_sign_of_life_is_replaced(servers: Serv
 
 
 async def test_a_redis_that_is_away_is_asked_again_without_spinning(servers: Servers, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "PAUSE", 0.05)
+    monkeypatch.setattr(loops, "PAUSE", 0.05)
     servers.records_now["t"] = record(1)
     servers.away = True
     async with opened(servers) as live:

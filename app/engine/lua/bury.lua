@@ -5,7 +5,11 @@
 local record = redis.call('HMGET', task, 'status', 'epoch', 'retries', 'publish', 'starts')
 local status = record[1]
 if not status then return 'missing' end
-if record[2] ~= ARGV[2] then return 'stale' end
+if tonumber(ARGV[2]) < tonumber(record[2]) then return 'stale' end
+if tonumber(ARGV[2]) > tonumber(record[2]) then
+    catch_up(ARGV[2])
+    status, record[3], record[5] = 'PENDING', ARGV[3], '0'
+end
 if FINAL[status] then return status == 'FAILURE' and status or 'stale' end
 -- Of a later attempt the reconciler knows when its message is overdue.
 if record[3] ~= ARGV[3] or RUNNING[status] and record[4] ~= ARGV[4] then return 'stale' end

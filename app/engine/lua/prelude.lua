@@ -18,10 +18,10 @@ local function bump()
 end
 
 -- A run is known by its epoch (how often the task was reopened), its retries, the publish that it came by, and which
--- start of the record it is. The last is 0 where nobody can say (a worker's parent, whose child was killed).
+-- start of the record it is; or by its worker, where that is not known (a worker's parent, whose child was killed).
 local function holds(epoch, retries, publish, run)
-    local record = redis.call('HMGET', task, 'epoch', 'retries', 'publish', 'attempts')
-    return record[1] == epoch and record[2] == retries and record[3] == publish and (run == '0' or record[4] == run)
+    local record = redis.call('HMGET', task, 'epoch', 'retries', 'publish', 'attempts', 'worker')
+    return record[1] == epoch and record[2] == retries and record[3] == publish and (record[4] == run or record[5] == run)
 end
 
 -- Ids that wait in a queue, scored by when they stop counting: the end of the lease until the broker has confirmed.
@@ -73,9 +73,15 @@ end
 local function reopened()
     redis.call('HINCRBY', task, 'epoch', 1)
     redis.call('HSET', task, 'status', 'PENDING', 'retries', 0, 'starts', 0)
-    redis.call('HDEL', task, 'error', 'reason', 'started_at', 'finished_at', 'unpublished', 'looks', 'current',
+    redis.call('HDEL', task, 'error', 'reason', 'unreplayed', 'started_at', 'finished_at', 'unpublished', 'looks', 'current',
         'total')
     redis.call('PERSIST', task)
+end
+
+-- A message tells of an epoch that the record knows nothing of: Redis has lost its last second, and with it a reopening.
+local function catch_up(epoch)
+    reopened()
+    redis.call('HSET', task, 'epoch', epoch)
 end
 
 -- The one way into a final state: the archive hears of it in the same step.

@@ -1,11 +1,11 @@
 -- A dead letter is replayed: its task, FAILURE in the epoch that the letter tells of, is PENDING again under a lease.
 -- A record that has expired is made again.
--- ARGV id, epoch of the letter, lease ms, publish, queue max, backlog max, field, value, ...
+-- ARGV id, epoch of the letter, lease ms, publish, queue max, backlog max, error, reason, field, value, ...
 -- Answers {'created', epoch, created_at} | {'exists', status} (it was reopened by another hand, or has not failed)
 --       | {'full', tasks a second that leave the queue} | {'backlog'}
 local id, epoch, length, publish = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local time = now()
-local old = redis.call('HMGET', task, 'status', 'epoch', 'unpublished', 'lease_by', 'created_at')
+local old = redis.call('HMGET', task, 'status', 'epoch', 'unreplayed', 'lease_by', 'created_at')
 
 if old[1] then
     if old[4] == publish then return { 'created', old[2], old[5] } end -- our own call, repeated
@@ -19,8 +19,10 @@ if redis.call('ZCOUNT', waiting, time, '+inf') >= tonumber(ARGV[5]) then return 
 if old[1] then
     reopened()
 else
-    redis.call('HSET', task, 'status', 'PENDING', 'epoch', epoch + 1, 'retries', 0, 'attempts', 0, unpack(ARGV, 7))
+    redis.call('HSET', task, 'status', 'PENDING', 'epoch', epoch + 1, 'retries', 0, 'attempts', 0, unpack(ARGV, 9))
 end
+-- What it is again should the broker not take it.
+redis.call('HSET', task, 'was_error', ARGV[7], 'was_reason', ARGV[8])
 lease(id, time, length, publish)
 bump()
 local run = redis.call('HMGET', task, 'epoch', 'created_at')

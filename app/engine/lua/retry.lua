@@ -1,5 +1,5 @@
 -- A run failed and will be tried again: written before the next message is published.
--- ARGV id, epoch, retries, publish, run, ms until due, error, ms from then to the next look
+-- ARGV id, epoch, retries, publish, run, ms until due, error, ms from then to the next look, error of a cancel
 -- Answers 'RETRY' | 'CANCELLED' (was asked for meanwhile) | 'lost' | 'missing'
 local record = redis.call('HMGET', task, 'status', 'cancel', 'epoch', 'retries', 'attempts')
 if not record[1] then return 'missing' end
@@ -9,7 +9,7 @@ if record[1] == 'RETRY' and record[3] == ARGV[2] and record[4] == tostring(ARGV[
 end
 if not RUNNING[record[1]] or not holds(ARGV[2], ARGV[3], ARGV[4], ARGV[5]) then return 'lost' end
 if record[2] then
-    finalise(ARGV[1], 'CANCELLED')
+    finalise(ARGV[1], 'CANCELLED', 'error', ARGV[9])
     return 'CANCELLED'
 end
 local due = now() + ARGV[6]
