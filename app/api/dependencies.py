@@ -87,6 +87,8 @@ class RequestIdentity:
         key = None if idempotency_key is None else idempotency_key.strip().removeprefix('"').removesuffix('"')
         if key is not None and not (least <= len(key) <= KEY_MAX and key.isascii() and key.isprintable()):
             raise problems.Invalid(f"Idempotency-Key: {least} to {KEY_MAX} printable ASCII characters are expected.")
+        if len(request.headers.getlist("idempotency-key")) > 1:
+            raise problems.Invalid("Idempotency-Key: more than one was sent.")
         self.from_client = key is not None
         route = f"{request.method} {request.scope['route'].path}"
         who = principal.id or ANONYMOUS

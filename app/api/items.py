@@ -108,7 +108,9 @@ async def patch_item(
         raise problems.Invalid(f"The patch is nested deeper than {METADATA_MAX_DEPTH + 1} levels.")
 
     def merged(row: dict[str, Any]) -> dict[str, Any]:
-        return _validated(merge_patch({name: row[name] for name in ItemContent.model_fields}, patch)).model_dump()
+        return _validated(
+            merge_patch({name: row[name] for name in ItemContent.model_fields if name in row}, patch)
+        ).model_dump()
 
     row = await context.items.change(_id(item_id), merged, versions=expected_versions(if_match), edge=edge_key)
     return _changed(row, response)
@@ -154,7 +156,7 @@ def _validated(content: dict[str, Any]) -> ItemContent:
 
 
 def _item(row: dict[str, Any]) -> Item:
-    return Item(id=str(row["_id"]), **{name: row[name] for name in Item.model_fields if name != "id"})
+    return Item(id=str(row["_id"]), **{name: row[name] for name in Item.model_fields if name in row})
 
 
 def _id(text: str) -> ObjectId:

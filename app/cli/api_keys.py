@@ -56,6 +56,8 @@ def create(
             settings.quota_rate if quota_rate is None else quota_rate,
             settings.quota_burst if quota_burst is None else quota_burst,
         )
+        if not quota.rate and quota_burst is not None:
+            raise typer.BadParameter("a burst limits nothing without a rate: give --quota-rate, too")
     ends = None if expires is None else datetime.now(UTC) + timedelta(days=expires)
     key, document = new_key(name, admin=admin, expires_at=ends, quota=quota)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,16 @@ LISTED_MAX = 1_000
 AT_ONCE = 50  # letters in work: enough to keep the broker busy
 BY = "cli"
 
+
+class State(StrEnum):
+    """What may be listed."""
+
+    OPEN = "open"
+    REPLAYED = "replayed"
+    DISCARDED = "discarded"
+    ANY = "any"
+
+
 group = typer.Typer(help="List, show, replay and discard what failed for good.", no_args_is_help=True)
 
 Task = Annotated[str | None, typer.Option(help="Only those of this task.")]
@@ -33,7 +44,7 @@ All = Annotated[bool, typer.Option("--all", help="All open ones, of --task and -
 def show_list(
     task: Task = None,
     queue: Queue = None,
-    state: Annotated[str, typer.Option(help="open, replayed, discarded or any.")] = "open",
+    state: Annotated[State, typer.Option(help="What was done with them.")] = State.OPEN,
     limit: Annotated[int, typer.Option(min=1, max=LISTED_MAX, help="How many, the latest first.")] = 20,
     as_json: terminal.Json = False,
 ) -> None:
@@ -41,15 +52,17 @@ def show_list(
 
     async def read() -> list[dict[str, Any]]:
         async with _context() as context:
-            wanted = None if state == "any" else state
+            wanted = None if state is State.ANY else state.value
             return await context.letters.page(limit=limit, before=None, state=wanted, name=task, queue=queue)
 
-    shown = ("died_at", "state", "name", "queue", "reason", "attempts")
+    shown = ("task_id", "died_at", "state", "name", "queue", "reason", "attempts")
     rows = [
         {"id": str(row["_id"]), **{name: row[name] for name in shown}, "error": row["error"]["message"]}
         for row in terminal.run(read())
     ]
     if not as_json:
+        if not rows:
+            typer.echo("no such dead letter", err=True)
         rows = [{**row, "error": row["error"].split("\n")[0][:60]} for row in rows]
     terminal.show(rows, as_json=as_json)
 
@@ -158,7 +171,7 @@ async def _named(context: Context, ids: list[str], outcomes: Counter[str]) -> As
 
 @asynccontextmanager
 async def _context() -> AsyncIterator[Context]:
-    settings = terminal.settings().model_copy(update={"mongodb_pool_min": 0, "log_level": "WARNING"})
+    settings = terminal.settings().model_copy(update={"mongodb_pool_min": 0, "log_level": "ERROR"})
     configure_logging(settings)
     async with open_context(settings, service="cli") as context:
         yield context

@@ -41,9 +41,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except PyMongoError as error:
-        fail(f"MongoDB at MONGODB_URL cannot serve: {type(error).__name__}")
+        fail(f"MongoDB does not answer; does the stack run? ({type(error).__name__})")
     except RedisError as error:
-        fail(f"Redis at REDIS_URL cannot serve: {type(error).__name__}")
+        fail(f"Redis does not answer; does the stack run? ({type(error).__name__})")
 
 
 def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -29,7 +29,7 @@ LOST = (
     "whether this one is among them is not known yet."
 )
 CANCELLING = "CANCELLING"  # what a running task is until it notices that it is to end
-RETRY_MAX = 60  # seconds that a client is sent away for at most
+RETRY_MAX = 40  # seconds that a client is sent away for at most, before the jitter
 NOT_PUBLISHED = "not_published"  # the kind of failure of a task whose message was never confirmed
 
 
@@ -135,7 +135,7 @@ class TaskService:
         """Publish the task of a dead letter again under its own id; False where another hand was faster.
 
         `letter` is as the repository has it, `by` names who asks. Raises `Conflict` for a letter that is no task, and
-        `QueueFull`, `NotPublished`, `Unavailable`; after each of those it may be tried again.
+        `InFlight`, `QueueFull`, `NotPublished`, `Unavailable`; after each of those it may be tried again.
         """
         if letter["task_id"] is None:
             raise problems.Conflict("This message was never a task: it cannot be replayed.")
@@ -153,6 +153,8 @@ class TaskService:
             )
         except RedisError as error:
             raise _away(error) from error
+        if created.outcome == "leased":
+            raise problems.InFlight("Another replay of this task is being published.")
         if created.outcome not in ("created", "exists"):
             raise _full(message.queue, created, self._store.queue_max)
         if created.outcome == "created":

@@ -35,7 +35,9 @@ def up(settings: Settings, output: Output, *, demo: bool = True) -> None:
         with converging(layout, plan.services(), output) as started:
             state.save(layout)
             if started and demo and settings.api_keys_required:
-                output.say("Without an example task: calls need an API key, `python -m app api-keys create --name me`")
+                output.say(
+                    "No example task: calls need an API key, `.venv/bin/python -m app api-keys create --name me`"
+                )
             elif started and demo:
                 demonstrate(settings.nginx_port, output)
     output.addresses(settings, time.monotonic() - begun)
