@@ -111,9 +111,11 @@ class Convergence:
         self.supervisor.start(name)
 
     def roll(self) -> None:
-        """Restart what runs our code, each once the one before is well; nginx only reads its configuration again.
+        """Restart what runs our code, each once the one before is well.
 
-        Raises StackError for the first that does not come up; the others then run on as they are.
+        Nginx stays, and reads its configuration again only if that has changed: a reload closes idle connections of
+        clients, some of which are about to use them. Raises StackError for the first that does not come up; the others
+        then run on as they are.
         """
         write(self.files, self.layout, self.services)
         self.changes = self.supervisor.reread()
@@ -125,9 +127,8 @@ class Convergence:
                     self.supervisor.stop([service.name])
                 self.launch(service.name)
                 self.wait([service])
-            elif service.rereads:
-                reload(self.supervisor, service.name)
-                self.output.done(service.name, "has read its configuration again")
+            else:
+                self.reload(service)
 
     def reload(self, service: Service) -> None:
         """Have a running server read a configuration that has changed."""

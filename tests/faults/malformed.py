@@ -9,7 +9,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -328,4 +328,6 @@ def _generated(url: str, document: dict[str, Any], count: int) -> tuple[int, lis
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(attack(sys.argv[1], sys.argv[2], int(sys.argv[3])), indent=1) + "\n")
+    with redirect_stdout(sys.stderr):  # libraries say things
+        answered_wrongly = attack(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.stdout.write(json.dumps(answered_wrongly, indent=1) + "\n")

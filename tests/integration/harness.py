@@ -1,6 +1,8 @@
 """The native stack as tests run it, and what they often ask of it."""
 
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import redis
 from app.context import Context
 from app.settings import Settings
 from deploy.native.layout import Layout
-from deploy.native.ports import free_ports
+from deploy.native.ports import free_ports, why_not
 from deploy.native.supervision import Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +50,9 @@ class Stack:
     """A running stack: its addresses, its settings, its processes."""
 
     def __init__(self, directory: Path) -> None:
-        # Replicas get consecutive ports: a start that leaves room for some more.
-        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True)) | {"API_PORT": free_row(4)}
+        # Replicas get consecutive ports: the last one leaves room for some more.
+        first = free_row(len(PORTS) + 4)
+        ports = dict(zip((*PORTS, "API_PORT"), itertools.count(first), strict=False))
         self.environment = {
             **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
             **{name: str(port) for name, port in ports.items()},
@@ -169,11 +172,14 @@ def made_by(records: redis.Redis, request_id: str) -> dict[str, dict[str, str]]:
 
 
 def free_row(count: int) -> int:
-    """The first of `count` consecutive free ports."""
+    """The first of `count` consecutive free ports.
+
+    Below those that the system gives to outgoing connections: one of these could take the port of a server that is
+    being restarted.
+    """
     while True:
-        (first,) = free_ports(1)
-        taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
-        if first + count < 65536 and not taken & set(range(first, first + count)):
+        first = random.randrange(10_000, 32_000)
+        if not any(why_not(port) for port in range(first, first + count)):
             return first
 
 
