@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import httpx
@@ -52,9 +53,8 @@ async def trial(
     row.lost, row.doubled = found.lost, found.doubled
     row.unarchived = len(found.unarchived) if fault.forgets else None
     row.errors, row.slowest = dict(ledger.errors), round(ledger.slowest, 2)
-    row.wrong = dict(ledger.wrong + found.wrong)
-    for answer in scene.wrong:
-        row.wrong[answer] = row.wrong.get(answer, 0) + 1
+    row.wrong = dict(ledger.wrong + found.wrong + Counter(what for what, _ in scene.wrong))
+    row.details = [f"{what}: {request}" for what, request in scene.wrong]
     if ledger.skipped:
         row.wrong["not sent, too many in flight"] = ledger.skipped
     for error, count in ledger.errors.items():

@@ -49,7 +49,7 @@ class Scene:
     factor: float = 1.0  # of how long and how much
     over_at: float = 0.0  # when the stack could begin to heal (monotonic)
     poison: list[str] = field(default_factory=list)  # tasks that must end in FAILURE
-    wrong: list[str] = field(default_factory=list)  # answers that must not be
+    wrong: list[tuple[str, str]] = field(default_factory=list)  # what must not be answered, and to what
     requests: int = 0  # that the fault itself made
 
     def over(self) -> None:

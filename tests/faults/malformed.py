@@ -22,6 +22,7 @@ from schemathesis import GenerationMode
 
 Expected = Literal["refused", "served", "either"]
 Case = tuple[str, bytes, Expected]
+Wrong = tuple[str, str]  # the kind of request with what is wrong, and the request
 
 PATIENCE = 30  # seconds until a connection without an answer counts as hung; nginx gives up after 10
 AT_ONCE = 16
@@ -47,8 +48,8 @@ TEXTS = (
 POSTS = ("/api/async/process", "/api/async/count-words", "/api/items")
 
 
-def attack(url: str, replica: str, count: int) -> list[str]:
-    """Send `count` requests to `url`; answers for each that was answered wrongly, why.
+def attack(url: str, replica: str, count: int) -> list[Wrong]:
+    """Send `count` requests to `url`; answers those that were answered wrongly.
 
     Right is 4xx as a problem document, or a connection that is closed without an answer; never 5xx, never nothing.
     """
@@ -224,9 +225,9 @@ def _pipelines() -> Iterator[Case]:
     )
 
 
-async def _send_all(url: str, todo: list[Case]) -> list[str]:
+async def _send_all(url: str, todo: list[Case]) -> list[Wrong]:
     host, port = url.removeprefix("http://").split(":")
-    gate, wrong = asyncio.Semaphore(AT_ONCE), list[str]()
+    gate, wrong = asyncio.Semaphore(AT_ONCE), list[Wrong]()
 
     async def one(case: Case) -> None:
         async with gate:
@@ -237,10 +238,10 @@ async def _send_all(url: str, todo: list[Case]) -> list[str]:
         try:
             answer = await asyncio.wait_for(_exchange(host, int(port), data, slow=slow), PATIENCE)
         except TimeoutError:
-            wrong.append(f"{name}: no answer in {PATIENCE} s: {data[:200]!r}")
+            wrong.append((f"{name}: no answer in {PATIENCE} s", repr(data[:300])))
             return
         if reason := _why_wrong(answer, expected):
-            wrong.append(f"{name}: {reason}: {data[:200]!r}")
+            wrong.append((f"{name}: {reason}", repr(data[:300])))
 
     slow = [judge(("slow", post(POSTS[0], b"{}" * 50), "either"), slow=True) for _ in range(SLOW)]
     await asyncio.gather(*slow, *map(one, todo))
@@ -288,11 +289,11 @@ def _why_wrong(answer: bytes, expected: Expected) -> str:
 # By schemathesis
 
 
-def _generated(url: str, document: dict[str, Any], count: int) -> tuple[int, list[str]]:
+def _generated(url: str, document: dict[str, Any], count: int) -> tuple[int, list[Wrong]]:
     """Send cases that do not fit the document; some do by accident, and may be served."""
     schema = schemathesis.openapi.from_dict(document)
     operations = [result.ok() for result in schema.get_all_operations()]
-    wrong: list[str] = []
+    wrong: list[Wrong] = []
     sent = 0
     with requests.Session() as session:
         session.trust_env = False
@@ -314,13 +315,13 @@ def _generated(url: str, document: dict[str, Any], count: int) -> tuple[int, lis
                 try:
                     answer = case.call(base_url=url, session=session, timeout=PATIENCE)
                 except requests.Timeout:
-                    wrong.append(f"generated: no answer: {case.method} {case.path}")
+                    wrong.append(("generated: no answer", f"{case.method} {case.path}"))
                 except (requests.RequestException, ValueError):
                     return  # what the client's own library refuses to send, or a connection that was closed
                 else:
                     kind = answer.headers.get("content-type", [""])[0]
                     if answer.status_code >= 500 or (answer.status_code >= 400 and kind != "application/problem+json"):
-                        wrong.append(f"generated: {answer.status_code} {kind}: {case.as_curl_command()[:300]}")
+                        wrong.append((f"generated: {answer.status_code} {kind}", case.as_curl_command()[:300]))
 
             with suppress(Unsatisfiable):  # an operation whose every parameter is right
                 send()

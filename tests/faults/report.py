@@ -23,6 +23,7 @@ class Row:
     unarchived: int | None = None  # results that Redis forgot before the archive had them; None where it forgot nothing
     errors: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)  # answers, and ends of tasks, that no fault excuses
+    details: list[str] = field(default_factory=list)  # of `wrong`, for whoever mends it
     recovered: float | None = None  # seconds; None: not within the bound
     block: int = 0  # ms
     slowest: float = 0.0  # seconds of the slowest answer
