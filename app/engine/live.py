@@ -241,9 +241,11 @@ class Live:
             for task in done:
                 task.result()
         finally:
-            await end(both)
             self._subscribed.clear()
-            await connection.disconnect()
+            try:
+                await end(both)
+            finally:
+                await connection.disconnect()
 
     async def _ask(self, connection: Any) -> None:
         """Subscribe to what is watched and to nothing else; ask for a sign of life at each heartbeat."""
