@@ -144,9 +144,11 @@ class TaskService:
         message = message_of_letter(letter)
         archived = await self._results.get(message.task_id)
         if archived is not None and archived["epoch"] > message.epoch:
-            # It was replayed by a hand that could not say so any more.
-            await self._letters.settle(letter["_id"], "replayed", by=by)
-            return False
+            if archived["status"] != Status.FAILURE:
+                # It was replayed by a hand that could not say so any more.
+                await self._letters.settle(letter["_id"], "replayed", by=by)
+                return False
+            message = replace(message, epoch=archived["epoch"])
         try:
             created = await self._store.reopen(
                 message, lease=self.lease, error=letter["error"], reason=letter["reason"]
