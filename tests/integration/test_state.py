@@ -509,6 +509,8 @@ async def test_a_failed_task_is_reopened_once_and_its_old_messages_are_void(
     created = await reopen(store, replay)
     assert (created.outcome, created.epoch) == ("created", 2)
     assert (await reopen(store, replay)).epoch == 2  # the same call, its answer lost
+    assert (await reopen(store, again(one))).outcome == "leased"
+    await store.confirm(replace(replay, epoch=2))
     assert (await reopen(store, again(one))).outcome == "exists"
     assert begin(worker, one).outcome == "stale"
     record = await store.record(one.task_id)
