@@ -9,6 +9,9 @@ import structlog
 
 from app.settings import Settings
 
+# aiormq follows its line on a lost connection with a stack trace of its own reader.
+CHATTY = ("aiormq.connection",)
+
 
 def configure_logging(settings: Settings, *, quiet: Iterable[str] = ()) -> None:
     """Send all log lines, ours and the libraries', to standard error in one form.
@@ -46,7 +49,7 @@ def configure_logging(settings: Settings, *, quiet: Iterable[str] = ()) -> None:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-    for name in quiet:
+    for name in (*CHATTY, *quiet):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
