@@ -79,10 +79,12 @@ async def test_what_waits_in_line_is_left_alone(api: httpx.Client, context: Cont
 def test_a_broker_that_lost_its_messages_loses_no_task(stack: Stack, api: httpx.Client) -> None:
     supervisor = Supervisor(stack.layout)
     supervisor.stop(["heavy-1"])
-    task_ids = [submit(api) for _ in range(20)]
-    with Connection(stack.settings.rabbitmq_url.get_secret_value()) as connection:
-        assert connection.default_channel.queue_purge("heavy") == 20
-    supervisor.start("heavy-1")
+    try:
+        task_ids = [submit(api) for _ in range(20)]
+        with Connection(stack.settings.rabbitmq_url.get_secret_value()) as connection:
+            assert connection.default_channel.queue_purge("heavy") == 20
+    finally:
+        supervisor.start("heavy-1")
     assert Counter(finished(api, task_id, 60)["status"] for task_id in task_ids) == {"SUCCESS": 20}
 
 
