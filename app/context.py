@@ -1,4 +1,4 @@
-"""Context: opens, names and closes every client; API, beat and tests use it alike."""
+"""Context: opens, names and closes every client; API, beat, workers and tests use it alike."""
 
 import asyncio
 import os
@@ -6,8 +6,11 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import httpx
+import redis as blocking
 import structlog
 from pymongo.errors import PyMongoError
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -22,6 +25,7 @@ from app.database import (
     KeyRepository,
     TaskResultRepository,
     create_client,
+    create_worker_client,
     ensure_indexes,
 )
 from app.engine.archive import Archive
@@ -34,7 +38,7 @@ from app.engine.quotas import Quotas
 from app.engine.reconciler import Reconciler
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
-from app.settings import Settings
+from app.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +99,42 @@ class Context:
         except (TimeoutError, PyMongoError, RedisError, Refused, OSError):
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """The clients of a process that runs tasks, which has no event loop. Each connects at its first call."""
+
+    settings: Settings
+    database: Any
+    redis: blocking.Redis
+    http: httpx.Client
+
+
+@cache
+def worker_context() -> WorkerContext:
+    """The clients of the calling process, opened by its first task, after the fork that no client would survive."""
+    settings = get_settings()
+    name = f"worker-{socket.gethostname()}-{os.getpid()}"
+    return WorkerContext(
+        settings=settings,
+        database=create_worker_client(settings, name=name)[settings.mongodb_database],
+        redis=blocking.Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            client_name=name,
+            decode_responses=True,
+            max_connections=2,
+            socket_timeout=settings.redis_timeout,
+            socket_connect_timeout=settings.redis_timeout,
+            health_check_interval=25,
+        ),
+        http=httpx.Client(
+            timeout=settings.outside_timeout,
+            limits=httpx.Limits(max_connections=2, max_keepalive_connections=2),
+            follow_redirects=False,
+            trust_env=False,
+        ),
+    )
 
 
 @asynccontextmanager

@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     worker_soft_shutdown_timeout: Seconds = 10
     alive_file: Path | None = None
 
+    # What tasks call
+    outside_url: str = "http://127.0.0.1:8003"
+    outside_timeout: Seconds = 5
+
     # API
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
     body_max_bytes: Count = 1_048_576
@@ -127,6 +131,9 @@ class Settings(BaseSettings):
     api_replicas: Annotated[int, Field(ge=1, le=50)] = 2
     heavy_workers: Annotated[int, Field(ge=1, le=50)] = 1
     beats: Annotated[int, Field(ge=1, le=50)] = 1
+    service1_port: Port = 8001
+    service2_port: Port = 8002
+    outside_port: Port = 8003
     redis_port: Port = 6390
     rabbitmq_port: Port = 5690
     rabbitmq_management_port: Port = 15690
@@ -147,6 +154,8 @@ class Settings(BaseSettings):
         for name, url in own_urls(self).items():
             if name not in self.model_fields_set:
                 object.__setattr__(self, name, SecretStr(url))  # frozen for all others
+        if "outside_url" not in self.model_fields_set:
+            object.__setattr__(self, "outside_url", f"http://127.0.0.1:{self.outside_port}")
         return self
 
     @model_validator(mode="after")

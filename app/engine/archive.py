@@ -1,6 +1,6 @@
 """The archive loop: final task records go from Redis to MongoDB, and only then may they expire."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -23,6 +23,8 @@ BLOCK = 500  # ms to wait for new entries; below REDIS_TIMEOUT
 REFUSED_MAX = 10_000
 
 Entry = tuple[str, dict[str, str]]
+# Is told of status documents that MongoDB has, at least once; what it raises has them told again.
+Follower = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
 
 
 def failure_event(letter: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,9 @@ class Archive:
         *,
         reader: str,
         batch: int,
+        followers: Sequence[Follower] = (),
     ) -> None:
+        self._followers = followers
         self._store = store
         self._letters = letters
         self._publisher = publisher
@@ -112,6 +116,9 @@ class Archive:
         settled = [row for row in settled if row[1] not in untold]
         for position, reason in (await self._results.store(documents)).items():
             refused[documents[position]["task_id"]] = reason
+        if documents:
+            for follower in self._followers:
+                await follower(documents)
         # What MongoDB does not have may not expire.
         await self._store.archived(GROUP, [(e, i, "" if i in refused else version) for e, i, version in settled])
         await self._set_aside(refused)

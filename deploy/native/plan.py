@@ -46,6 +46,7 @@ class Plan:
         found += [self.api(number) for number in range(1, self.count("api") + 1)]
         found += [self.worker(f"heavy-{number}") for number in range(1, self.count("worker") + 1)]
         found += [self.worker("light-1"), *(self.beat(number) for number in range(1, self.count("beat") + 1))]
+        found += [self.backend(name) for name in ("outside", "service1", "service2")]
         return [*found, servers.nginx(*common, self.count("api"))]
 
     def environment(self) -> dict[str, str]:
@@ -106,6 +107,20 @@ class Plan:
         # SIGTERM then means: finish within a few seconds or hand the task back.
         environment = {**service.environment, "REMAP_SIGTERM": "SIGQUIT"}
         return replace(service, environment=environment, stop_seconds=30)
+
+    def backend(self, name: str) -> Service:
+        """Return one of the small applications beside the API."""
+        port: int = getattr(self.settings, f"{name}_port")
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        plain = ("--no-access-log", "--no-proxy-headers", "--no-server-header")
+        arguments = ("-m", "uvicorn", f"app.backends.{name}:create_app", "--factory", *address, *plain)
+        return replace(
+            self.python(name, *arguments),
+            ports={f"{name.upper()}_PORT": port},
+            is_well=lambda _: health.page(port, "/health"),
+            stop_seconds=30,
+            address=f"http://127.0.0.1:{port}",
+        )
 
     def beat(self, number: int) -> Service:
         """Return the background process; a second one stands by."""

@@ -6,15 +6,9 @@ import bson
 import pytest
 from pymongo import UpdateOne
 
-from app.database import (
-    REPLAY_WINDOW,
-    REPLAYS_MAX,
-    TaskResultRepository,
-    _earlier,
-    _fits_bson,
-    _left_by,
-    _replacement_of_older,
-)
+from app.database import TaskResultRepository
+from app.database.items import REPLAY_WINDOW, REPLAYS_MAX, _earlier, _left_by
+from app.database.results import _fits_bson, _replacement_of_older
 
 DOCUMENT = {
     "task_id": "t-1",
@@ -42,7 +36,7 @@ NOT_BSON = [{"k": 2**63}, [-(2**63) - 1, 10**40], {"a\0b": 1}]
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> TaskResultRepository:
-    monkeypatch.setattr("app.database._now", lambda: NOW)
+    monkeypatch.setattr("app.database.results.present", lambda: NOW)
     return TaskResultRepository({"task_results": None}, retention_days=30)
 
 
