@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.live = live
             _allow_sockets(settings.watchers_max + SOCKETS)
             app.state.health = health.HealthCheck(context)
+            app.openapi()  # a tenth of a second, which must not be the first reader's and of all who wait beside it
             # What startup made stays: to go through all of it again and again held the loop for 65 ms each time.
             gc.collect()
             gc.freeze()

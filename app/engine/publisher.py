@@ -88,8 +88,9 @@ class Publisher:
         self._connecting: asyncio.Task[AbstractExchange] | None = None
 
     async def __aenter__(self) -> Self:
-        """Start connecting; a broker that is away is no reason not to start."""
-        self._start_connecting()
+        """Connect; a broker that is away is no reason not to start."""
+        # Waited for all the same: to declare takes a thread's time away from whom is served already.
+        await asyncio.wait([self._start_connecting()], timeout=self._timeout)
         return self
 
     async def __aexit__(

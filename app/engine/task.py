@@ -158,7 +158,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
 
     def _run(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         began = time.monotonic()
-        outcome = "FAILURE"
+        outcome = "ended from outside"
         try:
             result = self._checked(self.run(*args, **kwargs))
         except Cancelled:
@@ -169,6 +169,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
             outcome = "superseded"
             raise Ignore from None
         except PERMANENT:
+            outcome = "FAILURE"
             raise
         except Exception as error:
             outcome = "handed back"

@@ -55,7 +55,8 @@ async def reconcile(stack: Stack, ledger: Ledger, *, poison: Iterable[str] = (),
         if task_id in ran and end is None:
             found.unarchived.append(task_id)
         elif end in FINAL and task_id in archived:
-            found.wrong[f"a task ended {end}"] += 1
+            row = archived[task_id]
+            found.wrong[f"{row['name']} ended {end} ({(row['error'] or {}).get('type')})"] += 1
         else:
             found.lost.append(f"{task_id} is {end}, {'' if task_id in archived else 'not '}archived")
     found.doubled += _doubled_tasks(ledger, archive, excused=ran)
