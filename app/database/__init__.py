@@ -5,15 +5,19 @@ from app.database.documents import Document
 from app.database.items import ItemRepository
 from app.database.keys import KeyRepository
 from app.database.letters import DeadLetterRepository
+from app.database.onboarding import NewcomerRepository
 from app.database.results import ResultReader, TaskResultRepository
+from app.database.workflows import WorkflowRepository
 
 __all__ = [
     "DeadLetterRepository",
     "Document",
     "ItemRepository",
     "KeyRepository",
+    "NewcomerRepository",
     "ResultReader",
     "TaskResultRepository",
+    "WorkflowRepository",
     "create_client",
     "create_worker_client",
     "ensure_indexes",

@@ -1,5 +1,23 @@
 """Workflows: which tasks, in which order, with what undoes them. One module a kind."""
 
-from app.engine.workflows import Definition
+from collections.abc import Iterable
+from importlib import import_module
 
-DEFINITIONS: dict[str, Definition] = {}
+from app.engine.workflows import Definition
+from app.workflows import dataset, onboarding
+
+DEFINITIONS: dict[str, Definition] = {
+    definition.kind: definition
+    for definition in (
+        dataset.DEFINITION,
+        onboarding.DEFINITION,
+    )
+}
+
+
+def load(modules: Iterable[str]) -> dict[str, Definition]:
+    """The definitions here and those that `modules` have under the same name. Raises `ImportError`."""
+    found = dict(DEFINITIONS)
+    for module in modules:
+        found |= import_module(module).DEFINITIONS
+    return found
