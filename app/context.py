@@ -21,8 +21,11 @@ from redis.exceptions import RedisError
 
 from app.database import (
     DeadLetterRepository,
+    FireRepository,
     ItemRepository,
+    JobRepository,
     KeyRepository,
+    ScheduleRepository,
     TaskResultRepository,
     create_client,
     create_worker_client,
@@ -30,12 +33,14 @@ from app.database import (
 )
 from app.engine.archive import Archive
 from app.engine.dead_letters import DeadLetters
+from app.engine.jobs import Jobs
 from app.engine.keys import KeyRing
 from app.engine.live import Live
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
 from app.engine.quotas import Quotas
 from app.engine.reconciler import Reconciler
+from app.engine.schedules import Schedules
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
 from app.settings import Settings, get_settings
@@ -60,9 +65,12 @@ class Context:
     publisher: Publisher
     database: Any
     redis: Redis
+    jobs: Jobs
+    schedules: ScheduleRepository
+    fires: FireRepository
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """What beat runs over this context's clients: archive, dead letters, reconciler."""
+        """What beat runs over this context's clients: archive, dead letters, reconciler, schedules."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -71,12 +79,14 @@ class Context:
             self.publisher,
             reader=socket.gethostname(),
             batch=settings.archive_batch,
+            followers=[self.jobs.follow],
         )
         dead_letters = DeadLetters(
             self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
         )
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
-        return [archive.run(), dead_letters.run(), reconciler.run()]
+        schedules = Schedules(self.schedules, self.fires, self.tasks, settings)
+        return [archive.run(), dead_letters.run(), reconciler.run(), schedules.run()]
 
     def live(self) -> Live:
         """Live updates over this context's clients, to be entered once a process."""
@@ -166,18 +176,23 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         await _prepare(database, stack, wait=settings.mongodb_timeout)
         results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
         letters = DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days)
+        tasks = TaskService(store, publisher, results, letters, settings)
+        jobs = JobRepository(database, retention_days=settings.job_retention_days)
         yield Context(
             settings=settings,
             items=ItemRepository(database, identity_ttl=settings.item_identity_ttl),
             results=results,
             letters=letters,
-            tasks=TaskService(store, publisher, results, letters, settings),
+            tasks=tasks,
             store=store,
             keys=KeyRing(KeyRepository(database), cache=settings.api_keys_cache, grace=settings.api_keys_grace),
             quotas=Quotas(redis, timeout=settings.quota_timeout),
             publisher=publisher,
             database=database,
             redis=redis,
+            jobs=Jobs(tasks, store, jobs, timeout=settings.archive_lookup_timeout),
+            schedules=ScheduleRepository(database, identity_ttl=settings.item_identity_ttl),
+            fires=FireRepository(database, retention_days=settings.fire_retention_days),
         )
 
 

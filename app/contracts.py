@@ -36,6 +36,7 @@ class TaskName(StrEnum):
 
     PROCESS_DATA = "heavy.process_data"
     COUNT_WORDS = "light.count_words"
+    RUN_JOB = "jobs.run"
 
 
 class EventName(StrEnum):
@@ -74,6 +75,25 @@ class CountWords(Payload):
     text: str
 
 
+class Rehearsal(Payload):
+    """How a job is to go wrong, so that it can be seen: nothing by default."""
+
+    seconds: float = Field(default=0, ge=0, le=60, allow_inf_nan=False, description="What each step takes at least.")
+    step: int | None = Field(default=None, ge=1, le=100, description="The number of a step that fails.")
+    failures: int = Field(
+        default=1, ge=1, le=1_000, description="The runs of the task in which it does, from the first."
+    )
+    permanent: bool = Field(default=False, description="Whether another attempt is of no use.")
+
+
+class RunJob(Payload):
+    """`jobs.run`: the steps of `app/tasks/jobs.py` over `payload`; the job's id follows from the task's."""
+
+    name: str
+    payload: dict[str, Any] = Field(default_factory=dict)
+    rehearsal: Rehearsal = Rehearsal()
+
+
 @dataclass(frozen=True, slots=True)
 class TaskContract:
     """What a publisher has to know of a task: its payload's schema and the queue it goes to unless told otherwise."""
@@ -85,4 +105,5 @@ class TaskContract:
 TASKS = {
     TaskName.PROCESS_DATA: TaskContract(ProcessData, Queue.HEAVY),
     TaskName.COUNT_WORDS: TaskContract(CountWords, Queue.LIGHT),
+    TaskName.RUN_JOB: TaskContract(RunJob, Queue.HEAVY),
 }

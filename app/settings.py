@@ -79,6 +79,13 @@ class Settings(BaseSettings):
     reconcile_batch: Annotated[int, Field(ge=1, le=1000)] = 200
     archive_lookup_timeout: Seconds = 1
 
+    # Jobs and schedules
+    job_retention_days: Count = 30
+    schedule_interval: Annotated[float, Field(ge=0.1, le=5)] = 1
+    schedule_batch: Annotated[int, Field(ge=1, le=1000)] = 100
+    schedule_grace: Annotated[float, Field(ge=1, le=300)] = 30
+    fire_retention_days: Count = 7
+
     # Workers
     heavy_concurrency: Count = 2
     heavy_soft_time_limit: Count = 600

@@ -5,7 +5,7 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
-from app.database import items, letters, results
+from app.database import items, jobs, letters, results, schedules
 from app.database.documents import Document
 from app.settings import Settings
 
@@ -13,6 +13,11 @@ INDEXES = {
     "items": items.INDEXES,
     "dead_letters": letters.INDEXES,
     "task_results": results.INDEXES,
+    "jobs": jobs.INDEXES,
+    "job_steps": jobs.STEP_INDEXES,
+    "job_outputs": jobs.OUTPUT_INDEXES,
+    "schedules": schedules.INDEXES,
+    "schedule_fires": schedules.FIRE_INDEXES,
 }
 
 
