@@ -280,20 +280,17 @@ def _time_zone(name: str) -> str:
     return name
 
 
-def _known_task(name: str) -> TaskName:
+def _known_task(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"is no task; there are {', '.join(sorted(TASKS))}")
-    return TaskName(name)
+    return name
 
 
-class ScheduleContent(Body):
-    """What an operator says of a schedule: which task it fires with which payload, and when.
-
-    Either `interval` or `crontab`, the latter in `timezone`.
-    """
+class ScheduleFields(Body):
+    """What a schedule is made of. What is stored is not checked again: a task of it may be gone since."""
 
     name: str = Field(min_length=1, max_length=200)
-    task: Annotated[str, AfterValidator(_known_task)] = Field(examples=["light.count_words"])
+    task: str = Field(examples=["light.count_words"])
     payload: Metadata = Field(default_factory=dict, description="What the task takes.")
     interval: int | None = Field(
         default=None, ge=1, le=31_536_000, strict=True, description="Seconds between two fires."
@@ -302,11 +299,21 @@ class ScheduleContent(Body):
         default=None, min_length=9, max_length=100, description="Five fields, or six with seconds first.",
         examples=["30 2 * * MON-FRI"],
     )  # fmt: skip
-    timezone: Annotated[str, AfterValidator(_time_zone)] = Field(default="UTC", min_length=1, max_length=64)
+    timezone: str = Field(default="UTC", min_length=1, max_length=64)
     enabled: bool = True
     catch_up: Literal["none", "last", "all"] = Field(
         default="last", description="Which fires that nobody could make are made later: of `all`, the last 100."
     )
+
+
+class ScheduleContent(ScheduleFields):
+    """What an operator says of a schedule: which task it fires with which payload, and when.
+
+    Either `interval` or `crontab`, the latter in `timezone`.
+    """
+
+    task: Annotated[str, AfterValidator(_known_task)] = Field(examples=["light.count_words"])
+    timezone: Annotated[str, AfterValidator(_time_zone)] = Field(default="UTC", min_length=1, max_length=64)
 
     @model_validator(mode="after")
     def one_timing(self) -> Self:
@@ -334,7 +341,7 @@ class ScheduleContent(Body):
         return self
 
 
-class Schedule(ScheduleContent):
+class Schedule(ScheduleFields):
     """A schedule as stored. `version` counts its changes, not its fires, and is its ETag."""
 
     model_config = ConfigDict(extra="ignore")

@@ -1,12 +1,13 @@
 """The collections `jobs` and `job_steps`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument
 from pymongo.client_session import ClientSession
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from app.database.documents import Document, given, present
 
@@ -53,10 +54,8 @@ class JobRepository:
     async def open(self, job: Document) -> None:
         """Keep a job, as `new_job` makes it, unless it is there."""
         row = {**job, "claims": 0, "writes": 0, "expires_at": present() + self._retention}
-        try:
+        with suppress(DuplicateKeyError):  # another hand was faster
             await self._jobs.update_one({"job_id": job["job_id"]}, {"$setOnInsert": row}, upsert=True)
-        except DuplicateKeyError:
-            return  # another hand was faster
 
     async def get(self, job_id: str) -> Document | None:
         """One job, or None."""
@@ -83,19 +82,17 @@ class JobRepository:
         COMPLETED stays so, and what a later epoch has taken up is left to that.
         """
         await self.open(job)
-        end = {"status": "FAILED", "message": message, "completed_at": at}
-        ended = await self._jobs.update_one(
-            {
-                "job_id": job["job_id"], "status": {"$ne": "COMPLETED"},
-                "epoch": {"$lte": epoch}, "ended": {"$lte": epoch},
-            },
-            {"$set": {**end, "epoch": epoch, "ended": epoch, "expires_at": present() + self._retention}},
-        )  # fmt: skip
-        if not ended.matched_count:
+        place = {"job_id": job["job_id"], "status": {"$ne": "COMPLETED"}, "epoch": {"$lte": epoch}}
+        fence = {"epoch": epoch, "ended": epoch, "expires_at": present() + self._retention}
+        fenced = await self._jobs.update_one({**place, "ended": {"$lte": epoch}}, {"$set": fence})
+        if not fenced.matched_count:
             return False
+        # The job last: who reads that it has failed finds the step so, too.
+        end = {"status": "FAILED", "message": message, "completed_at": at}
         await self._steps.update_many(
             {"job_id": job["job_id"], "status": "IN_PROGRESS", "epoch": {"$lte": epoch}}, {"$set": end}
         )
+        await self._jobs.update_one(place, {"$set": end})
         return True
 
 
@@ -119,13 +116,16 @@ class JobLog:
 
     def claim(self) -> None:
         """Draw this run's number, which counts for nothing before `take`."""
-        row = {**self._job, "writes": 0, "expires_at": present() + self._retention}
-        job: Document = self._jobs.find_one_and_update(
-            {"job_id": self._id},
-            {"$inc": {"claims": 1}, "$setOnInsert": row},
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
+        place = {"job_id": self._id}
+        row = {**self._job, "claims": 0, "writes": 0, "expires_at": present() + self._retention}
+        # Apart from each other: who loses the race of two inserts is not told the document that won.
+        with suppress(DuplicateKeyError):
+            self._jobs.update_one(place, {"$setOnInsert": row}, upsert=True)
+        job: Document | None = self._jobs.find_one_and_update(
+            place, {"$inc": {"claims": 1}}, return_document=ReturnDocument.AFTER
         )
+        if job is None:
+            raise OperationFailure("a job's document is gone")
         self._run = job["claims"]
 
     def done(self) -> bool:

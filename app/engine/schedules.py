@@ -7,11 +7,12 @@ before the schedule moves on, its task's id is made of both, and it is pending u
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 import structlog
+from cronsim import CronSimError
 from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
@@ -28,6 +29,8 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 WAITING_MAX = 100  # fires of one schedule that may wait to be published; until then no further ones are planned
+
+BROKEN_PAUSE = timedelta(minutes=1)  # until a schedule that cannot be planned is looked at again
 
 
 def timing_of(schedule: Mapping[str, Any]) -> Timing:
@@ -65,7 +68,12 @@ class Schedules:
         now = present()
         due = await self._schedules.due(now, self._batch)
         for schedule in due:
-            await self._plan(schedule, now)
+            try:
+                await self._plan(schedule, now)
+            except (CronSimError, ValueError, KeyError, OSError) as error:
+                # Its time zone is gone, say. The others are not to wait for it.
+                log.error("a schedule cannot be planned", schedule=str(schedule["_id"]), error=repr(error))  # noqa: TRY400
+                await self._schedules.advance(schedule, next_run=now + BROKEN_PAUSE, last_run=None)
         await self.publish(await self._fires.pending(present(), self._batch))
         return len(due)
 
