@@ -21,8 +21,11 @@ from redis.exceptions import RedisError
 
 from app.database import (
     DeadLetterRepository,
+    FireRepository,
     ItemRepository,
+    JobRepository,
     KeyRepository,
+    ScheduleRepository,
     TaskResultRepository,
     WorkflowRepository,
     create_client,
@@ -32,12 +35,14 @@ from app.database import (
 from app.engine.archive import Archive
 from app.engine.conductor import Conductor
 from app.engine.dead_letters import DeadLetters
+from app.engine.jobs import Jobs
 from app.engine.keys import KeyRing
 from app.engine.live import Live
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
 from app.engine.quotas import Quotas
 from app.engine.reconciler import Reconciler
+from app.engine.schedules import Schedules
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
 from app.engine.workflow_service import WorkflowService
@@ -66,9 +71,13 @@ class Context:
     publisher: Publisher
     database: Any
     redis: Redis
+    jobs: Jobs
+    schedules: ScheduleRepository
+    fires: FireRepository
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """What beat runs over this context's clients: archive, dead letters, reconciler, workflows."""
+        """What beat runs over this context's clients: archive, dead letters, reconciler, schedules."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -78,12 +87,15 @@ class Context:
             reader=socket.gethostname(),
             batch=settings.archive_batch,
             followers=[self.conductor.follow],
+            followers=[self.jobs.follow],
         )
         dead_letters = DeadLetters(
             self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
         )
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
         return [archive.run(), dead_letters.run(), reconciler.run(), self.conductor.run()]
+        schedules = Schedules(self.schedules, self.fires, self.tasks, settings)
+        return [archive.run(), dead_letters.run(), reconciler.run(), schedules.run()]
 
     def live(self) -> Live:
         """Live updates over this context's clients, to be entered once a process."""
@@ -179,6 +191,7 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             workflows, tasks, store, results, definitions=load(settings.workflow_modules), settings=settings
         )
         stack.push_async_callback(conductor.aclose)
+        jobs = JobRepository(database, retention_days=settings.job_retention_days)
         yield Context(
             settings=settings,
             items=ItemRepository(database, identity_ttl=settings.item_identity_ttl),
@@ -193,6 +206,9 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
             publisher=publisher,
             database=database,
             redis=redis,
+            jobs=Jobs(tasks, store, jobs, timeout=settings.archive_lookup_timeout),
+            schedules=ScheduleRepository(database, identity_ttl=settings.item_identity_ttl),
+            fires=FireRepository(database, retention_days=settings.fire_retention_days),
         )
 
 

@@ -42,6 +42,7 @@ class TaskName(StrEnum):
     TAKE_BACK = "onboarding.take_back"
     SUMMARISE_CHUNK = "dataset.summarise_chunk"
     AGGREGATE = "dataset.aggregate"
+    RUN_JOB = "jobs.run"
 
 
 class EventName(StrEnum):
@@ -164,6 +165,23 @@ class Summaries(Payload):
     """`dataset.aggregate`: the summaries of all chunks, in the order of rows."""
 
     chunks: list[ChunkSummary]
+class Rehearsal(Payload):
+    """How a job is to go wrong, so that it can be seen: nothing by default."""
+
+    seconds: float = Field(default=0, ge=0, le=60, allow_inf_nan=False, description="What each step takes at least.")
+    step: int | None = Field(default=None, ge=1, le=100, description="The number of a step that fails.")
+    failures: int = Field(
+        default=1, ge=1, le=1_000, description="The runs of the task in which it does, from the first."
+    )
+    permanent: bool = Field(default=False, description="Whether another attempt is of no use.")
+
+
+class RunJob(Payload):
+    """`jobs.run`: the steps of `app/tasks/jobs.py` over `payload`; the job's id follows from the task's."""
+
+    name: str
+    payload: dict[str, Any] = Field(default_factory=dict)
+    rehearsal: Rehearsal = Rehearsal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +201,5 @@ TASKS = {
     TaskName.TAKE_BACK: TaskContract(TakeBack, Queue.LIGHT),
     TaskName.SUMMARISE_CHUNK: TaskContract(Chunk, Queue.HEAVY_LOW),
     TaskName.AGGREGATE: TaskContract(Summaries, Queue.LIGHT),
+    TaskName.RUN_JOB: TaskContract(RunJob, Queue.HEAVY),
 }

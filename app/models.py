@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.contracts import Priority
+from app.contracts import TASKS, Payload, Priority, Rehearsal, TaskName
 
 METADATA_MAX_BYTES = 16 * 1024
 METADATA_MAX_DEPTH = 8
@@ -282,3 +284,157 @@ class WorkflowCancelled(BaseModel):
     workflow_id: str
     status: Literal["CANCELLED", "COMPENSATING"]
     status_url: str
+JobState = Literal["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"]
+
+
+class JobRequest(Body):
+    """A job: its steps fetch, transform and store `payload`. `rehearsal` lets them be slow, or fail."""
+
+    name: str = Field(min_length=1, max_length=200, examples=["nightly"])
+    payload: Metadata = Field(default_factory=dict, description="Any JSON object up to 16 KiB and 8 levels.")
+    rehearsal: Rehearsal = Rehearsal()
+
+
+class JobAccepted(BaseModel):
+    """The answer to a job: its id, and that of the task which runs it."""
+
+    job_id: str
+    task_id: str
+    status: Literal["PENDING"] = "PENDING"
+    message: str = "Accepted; poll Location."
+
+
+class JobSummary(BaseModel):
+    """A job; `name` is null where only its task is known yet. `message` says why it has failed."""
+
+    job_id: str
+    task_id: str
+    name: str | None
+    status: JobState
+    message: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class JobStep(BaseModel):
+    """A step that has begun."""
+
+    step_number: int
+    name: str
+    status: Literal["IN_PROGRESS", "COMPLETED", "FAILED"]
+    message: str
+    started_at: datetime
+    completed_at: datetime | None
+
+
+class Job(JobSummary):
+    """A job with the steps that have begun; those that were not run are not there. `result` is the last one's."""
+
+    result: Any
+    steps: list[JobStep]
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError("is no time zone (as Europe/Berlin is)") from error
+    return name
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"is no task; there are {', '.join(sorted(TASKS))}")
+    return name
+
+
+class ScheduleFields(Body):
+    """What a schedule is made of. What is stored is not checked again: a task of it may be gone since."""
+
+    name: str = Field(min_length=1, max_length=200)
+    task: str = Field(examples=["light.count_words"])
+    payload: Metadata = Field(default_factory=dict, description="What the task takes.")
+    interval: int | None = Field(
+        default=None, ge=1, le=31_536_000, strict=True, description="Seconds between two fires."
+    )
+    crontab: str | None = Field(
+        default=None, min_length=9, max_length=100, description="Five fields, or six with seconds first.",
+        examples=["30 2 * * MON-FRI"],
+    )  # fmt: skip
+    timezone: str = Field(default="UTC", min_length=1, max_length=64)
+    enabled: bool = True
+    catch_up: Literal["none", "last", "all"] = Field(
+        default="last", description="Which fires that nobody could make are made later: of `all`, the last 100."
+    )
+
+
+class ScheduleContent(ScheduleFields):
+    """What an operator says of a schedule: which task it fires with which payload, and when.
+
+    Either `interval` or `crontab`, the latter in `timezone`.
+    """
+
+    task: Annotated[str, AfterValidator(_known_task)] = Field(examples=["light.count_words"])
+    timezone: Annotated[str, AfterValidator(_time_zone)] = Field(default="UTC", min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def one_timing(self) -> Self:
+        """Refuse what says twice or never when to fire, and a crontab that cannot be read, or has no next time."""
+        if (self.interval is None) == (self.crontab is None):
+            raise ValueError("either interval or crontab is expected")
+        if self.crontab is not None:
+            try:
+                following = next(CronSim(self.crontab, datetime.now(ZoneInfo(self.timezone))), None)
+            except CronSimError as error:
+                raise ValueError(f"crontab: {error}") from error
+            if following is None:
+                raise ValueError("crontab: there is no such time within 50 years")
+        return self
+
+    @model_validator(mode="after")
+    def fitting_payload(self) -> Self:
+        """Refuse a payload that is not the task's."""
+        contract: type[Payload] = TASKS[TaskName(self.task)].payload
+        try:
+            contract.model_validate(self.payload)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, ('payload', *row['loc'])))}: {row['msg']}" for row in error.errors()]
+            raise ValueError("; ".join(faults)) from error
+        return self
+
+
+class Schedule(ScheduleFields):
+    """A schedule as stored. `version` counts its changes, not its fires, and is its ETag."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    last_run: datetime | None
+    next_run: datetime | None = Field(description="Null while it is not enabled.")
+
+
+class Fire(BaseModel):
+    """One time at which a schedule fired. `pending` until its task was published; `refused` if it never can be."""
+
+    fire_time: datetime
+    status: Literal["pending", "published", "refused"]
+    task_id: str
+    published_at: datetime | None
+    message: str
+
+
+class ScheduleShown(Schedule):
+    """A schedule with its latest fires."""
+
+    fires: list[Fire]
+
+
+class SchedulePage(BaseModel):
+    """A page of schedules, oldest first; `next_cursor` is null on the last."""
+
+    schedules: list[Schedule]
+    next_cursor: str | None

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     workflows_max: Count = 1_000
     workflows_look_after: Annotated[float, Field(ge=0.1)] = 5
     workflows_batch: Annotated[int, Field(ge=1, le=100)] = 20
+    # Jobs and schedules
+    job_retention_days: Count = 30
+    schedule_interval: Annotated[float, Field(ge=0.1, le=5)] = 1
+    schedule_batch: Annotated[int, Field(ge=1, le=1000)] = 100
+    schedule_grace: Annotated[float, Field(ge=1, le=300)] = 30
+    fire_retention_days: Count = 7
 
     # Workers
     heavy_concurrency: Count = 2

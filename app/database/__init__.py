@@ -3,22 +3,30 @@
 from app.database.client import create_client, create_worker_client, ensure_indexes
 from app.database.documents import Document
 from app.database.items import ItemRepository
+from app.database.jobs import JobLog, JobOutputs, JobRepository, new_job
 from app.database.keys import KeyRepository
 from app.database.letters import DeadLetterRepository
 from app.database.onboarding import NewcomerRepository
 from app.database.results import ResultReader, TaskResultRepository
 from app.database.workflows import WorkflowRepository
+from app.database.schedules import FireRepository, ScheduleRepository
 
 __all__ = [
     "DeadLetterRepository",
     "Document",
+    "FireRepository",
     "ItemRepository",
+    "JobLog",
+    "JobOutputs",
+    "JobRepository",
     "KeyRepository",
     "NewcomerRepository",
     "ResultReader",
+    "ScheduleRepository",
     "TaskResultRepository",
     "WorkflowRepository",
     "create_client",
     "create_worker_client",
     "ensure_indexes",
+    "new_job",
 ]

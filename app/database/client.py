@@ -6,6 +6,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
 from app.database import items, letters, results, workflows
+from app.database import items, jobs, letters, results, schedules
 from app.database.documents import Document
 from app.settings import Settings
 
@@ -14,6 +15,11 @@ INDEXES = {
     "dead_letters": letters.INDEXES,
     "task_results": results.INDEXES,
     "workflows": workflows.INDEXES,
+    "jobs": jobs.INDEXES,
+    "job_steps": jobs.STEP_INDEXES,
+    "job_outputs": jobs.OUTPUT_INDEXES,
+    "schedules": schedules.INDEXES,
+    "schedule_fires": schedules.FIRE_INDEXES,
 }
 
 

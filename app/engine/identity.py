@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -40,6 +41,16 @@ def identity_uuid(secret: str, identity: Identity) -> str:
     parts: list[str | int] = [identity.origin, identity.principal, identity.route, identity.key]
     if identity.row is not None:
         parts.append(identity.row)
+    return derived_uuid(secret, parts)
+
+
+def fire_uuid(secret: str, schedule: str, moment: str) -> str:
+    """The id of the task that a schedule fires at `moment` (ISO 8601), whoever fires it and however often."""
+    return derived_uuid(secret, ["fire", schedule, moment])
+
+
+def derived_uuid(secret: str, parts: Sequence[str | int]) -> str:
+    """The UUID (version 8) that stands for `parts`, the first of which tells what they are."""
     digest = bytearray(hmac.digest(secret.encode(), orjson.dumps(parts), hashlib.sha256)[:16])
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
