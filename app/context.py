@@ -76,8 +76,7 @@ class Context:
     fires: FireRepository
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """What beat runs over this context's clients: archive, dead letters, reconciler, workflows."""
-        """What beat runs over this context's clients: archive, dead letters, reconciler, schedules."""
+        """What beat runs over this context's clients."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -86,8 +85,7 @@ class Context:
             self.publisher,
             reader=socket.gethostname(),
             batch=settings.archive_batch,
-            followers=[self.conductor.follow],
-            followers=[self.jobs.follow],
+            followers=[self.conductor.follow, self.jobs.follow],
         )
         dead_letters = DeadLetters(
             self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
