@@ -14,6 +14,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from app import problems
 from app.api import access, batch, dead_letters, errors, health, items, processing, tasks, workflows
 from app.api import access, batch, dead_letters, errors, health, items, jobs, processing, schedules, tasks
+from app.api import access, batch, dead_letters, errors, events, health, items, processing, tasks
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.context import open_context
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
     for module in (health, items, processing, batch, tasks, dead_letters, jobs, schedules):
+    for module in (health, items, processing, batch, tasks, dead_letters, events):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     app.include_router(workflows.create_router(load(settings.workflow_modules)), max_body_size=settings.body_max_bytes)

@@ -11,6 +11,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.contracts import TASKS, Payload, Priority, Rehearsal, TaskName
+from app.contracts import EventName, Priority
 
 METADATA_MAX_BYTES = 16 * 1024
 METADATA_MAX_DEPTH = 8
@@ -177,10 +178,11 @@ class TaskCancelled(BaseModel):
 
 
 class DeadLetter(BaseModel):
-    """A task that failed for good, or a message that was no task (`bad_envelope`), which has no `task_id`."""
+    """A task that failed for good, an event that a service could not handle, or what was neither (`bad_envelope`)."""
 
     id: str
     task_id: str | None
+    event_id: str | None = None
     name: str | None
     queue: str
     reason: str = Field(
@@ -208,8 +210,9 @@ class Replayed(BaseModel):
     """The answer to a replay."""
 
     id: str
-    task_id: str
-    status_url: str
+    task_id: str | None = None
+    event_id: str | None = None
+    status_url: str | None = None
 
 
 class Health(BaseModel):
@@ -438,3 +441,16 @@ class SchedulePage(BaseModel):
 
     schedules: list[Schedule]
     next_cursor: str | None
+class EventRequest(Body):
+    """Something that has happened."""
+
+    event_type: EventName = Field(description="What; the stack's own types are refused.", examples=["user.created"])
+    data: dict[str, Any] = Field(description="As the type's schema has it.", examples=[{"user_id": "u-1"}])
+
+
+class EventAccepted(BaseModel):
+    """The answer to an event that was published: every subscribed service will get it."""
+
+    event_id: str
+    event_type: EventName
+    time: Moment

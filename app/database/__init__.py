@@ -1,5 +1,6 @@
 """MongoDB: the client, the indexes, and one small repository a collection. No query lives anywhere else."""
 
+from app.database.audit import AuditRepository
 from app.database.client import create_client, create_worker_client, ensure_indexes
 from app.database.documents import Document
 from app.database.items import ItemRepository
@@ -10,8 +11,14 @@ from app.database.onboarding import NewcomerRepository
 from app.database.results import ResultReader, TaskResultRepository
 from app.database.workflows import WorkflowRepository
 from app.database.schedules import FireRepository, ScheduleRepository
+from app.database.markers import AlreadyHandledError, MarkerRepository
+from app.database.outbox import OutboxRepository
+from app.database.results import ResultReader, TaskResultRepository
+from app.database.transactions import in_transaction
 
 __all__ = [
+    "AlreadyHandledError",
+    "AuditRepository",
     "DeadLetterRepository",
     "Document",
     "FireRepository",
@@ -21,6 +28,8 @@ __all__ = [
     "JobRepository",
     "KeyRepository",
     "NewcomerRepository",
+    "MarkerRepository",
+    "OutboxRepository",
     "ResultReader",
     "ScheduleRepository",
     "TaskResultRepository",
@@ -29,4 +38,5 @@ __all__ = [
     "create_worker_client",
     "ensure_indexes",
     "new_job",
+    "in_transaction",
 ]

@@ -7,12 +7,16 @@ from pymongo import AsyncMongoClient, MongoClient
 
 from app.database import items, letters, results, workflows
 from app.database import items, jobs, letters, results, schedules
+from app.database import audit, items, letters, markers, outbox, results
 from app.database.documents import Document
 from app.settings import Settings
 
 INDEXES = {
+    "audit": audit.INDEXES,
     "items": items.INDEXES,
     "dead_letters": letters.INDEXES,
+    "event_markers": markers.INDEXES,
+    "outbox": outbox.INDEXES,
     "task_results": results.INDEXES,
     "workflows": workflows.INDEXES,
     "jobs": jobs.INDEXES,
