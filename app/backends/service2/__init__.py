@@ -2,17 +2,10 @@
 
 from fastapi import FastAPI
 
+from app.backends.assembly import assemble
 from app.settings import Settings, get_settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application over `settings` (the environment's by default)."""
-    settings = settings or get_settings()
-    app = FastAPI(title="Fulfilment", redirect_slashes=False)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether this process turns."""
-        return {"status": "healthy"}
-
-    return app
+    return assemble(settings or get_settings(), name="service2", title="Fulfilment", routers=[])
