@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +23,8 @@ from app.database import (
     DeadLetterRepository,
     ItemRepository,
     KeyRepository,
+    MarkerRepository,
+    OutboxRepository,
     TaskResultRepository,
     create_client,
     create_worker_client,
@@ -30,8 +32,11 @@ from app.database import (
 )
 from app.engine.archive import Archive
 from app.engine.dead_letters import DeadLetters
+from app.engine.emitter import Emitter
+from app.engine.events import Handlers, Subscriber
 from app.engine.keys import KeyRing
 from app.engine.live import Live
+from app.engine.outbox import Relay
 from app.engine.publisher import Publisher, Refused
 from app.engine.queues import declare
 from app.engine.quotas import Quotas
@@ -57,12 +62,15 @@ class Context:
     store: AsyncTaskStore
     keys: KeyRing
     quotas: Quotas
+    events: Emitter
+    markers: MarkerRepository
+    outbox: OutboxRepository
     publisher: Publisher
     database: Any
     redis: Redis
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """What beat runs over this context's clients: archive, dead letters, reconciler."""
+        """What beat runs over this context's clients: archive, dead letters, reconciler, outbox."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -73,15 +81,38 @@ class Context:
             batch=settings.archive_batch,
         )
         dead_letters = DeadLetters(
-            self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
+            self.store,
+            self.results,
+            self.letters,
+            self.publisher,
+            self.markers,
+            delivery_limit=settings.queue_delivery_limit,
         )
+        relay = Relay(self.outbox, self.publisher, interval=settings.outbox_interval, batch=settings.outbox_batch)
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
-        return [archive.run(), dead_letters.run(), reconciler.run()]
+        return [archive.run(), dead_letters.run(), reconciler.run(), relay.run()]
 
     def live(self) -> Live:
         """Live updates over this context's clients, to be entered once a process."""
         settings = self.settings
         return Live(self.store, self.results, limit=settings.watchers_max, heartbeat=settings.stream_heartbeat)
+
+    def subscriber(self, service: str, on: Handlers, **options: float) -> Subscriber:
+        """What brings a service's events to its handlers while it is entered; `options` are those of `Subscriber`."""
+        settings = self.settings
+        limits: dict[str, Any] = {
+            "prefetch": settings.event_prefetch,
+            "timeout": settings.event_handler_timeout,
+            **options,
+        }
+        return Subscriber(service, on, self.publisher, self.markers, self.database, **limits)
+
+    async def replay(self, letter: Mapping[str, Any], *, by: str) -> bool:
+        """Replay a dead letter, of a task or of an event; False where another hand was faster.
+
+        Raises as `TaskService.replay` and `Emitter.replay` do.
+        """
+        return await (self.events if letter.get("event_id") else self.tasks).replay(letter, by=by)
 
     async def services(self) -> dict[str, bool]:
         """Which of the three servers answer within HEALTH_TIMEOUT."""
@@ -168,13 +199,16 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         letters = DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days)
         yield Context(
             settings=settings,
-            items=ItemRepository(database, identity_ttl=settings.item_identity_ttl),
+            items=ItemRepository(database, identity_ttl=settings.item_identity_ttl, timeout=settings.mongodb_timeout),
             results=results,
             letters=letters,
             tasks=TaskService(store, publisher, results, letters, settings),
             store=store,
             keys=KeyRing(KeyRepository(database), cache=settings.api_keys_cache, grace=settings.api_keys_grace),
             quotas=Quotas(redis, timeout=settings.quota_timeout),
+            events=Emitter(publisher, letters, redis, key_ttl=settings.event_key_ttl),
+            markers=MarkerRepository(database, days=settings.event_marker_days),
+            outbox=OutboxRepository(database, ttl=settings.outbox_ttl),
             publisher=publisher,
             database=database,
             redis=redis,

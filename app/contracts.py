@@ -6,7 +6,7 @@ A new kind of work starts here: a name in `TaskName`, a payload class, and its r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +42,19 @@ class EventName(StrEnum):
     """The types of events, and the routing keys under which they travel."""
 
     TASK_FAILED = "task.failed"
+    USER_CREATED = "user.created"
+    USER_DELETED = "user.deleted"
+    ITEM_CREATED = "item.created"
+    ORDER_PLACED = "order.placed"
+    ORDER_FULFILLED = "order.fulfilled"
+
+
+class Service(StrEnum):
+    """Who takes part in events; a service that subscribes has the queue `events.<service>`."""
+
+    ORDERS = "orders"
+    FULFILMENT = "fulfilment"
+    AUDIT = "audit"
 
 
 def nested_deeper(value: Any, levels: int) -> bool:
@@ -86,3 +99,117 @@ TASKS = {
     TaskName.PROCESS_DATA: TaskContract(ProcessData, Queue.HEAVY),
     TaskName.COUNT_WORDS: TaskContract(CountWords, Queue.LIGHT),
 }
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Amount = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class UserCreated(Payload):
+    """`user.created`."""
+
+    user_id: _Name
+    email: Annotated[str, Field(max_length=320)] = ""
+
+
+class UserDeleted(Payload):
+    """`user.deleted`."""
+
+    user_id: _Name
+
+
+class ItemCreated(Payload):
+    """`item.created`: POST /api/items has made an item."""
+
+    item_id: _Name
+    name: _Name
+    category: Annotated[str, Field(max_length=100)] | None = None
+
+
+class OrderLine(Payload):
+    """A kind of goods, and how many of it."""
+
+    sku: _Name
+    quantity: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class OrderPlaced(Payload):
+    """`order.placed`: somebody wants `lines`; `total` is in cents, `owner` the id of the API key that asked for it."""
+
+    order_id: _Name
+    customer_id: _Name
+    lines: Annotated[tuple[OrderLine, ...], Field(min_length=1, max_length=100)]
+    total: _Amount = 0
+    owner: Annotated[str, Field(max_length=200)] = ""
+
+
+class OrderFulfilled(Payload):
+    """`order.fulfilled`: all of an order has left."""
+
+    order_id: _Name
+
+
+class TaskError(Payload):
+    """Why a task failed."""
+
+    type: str
+    message: str
+
+
+class TaskFailed(Payload):
+    """`task.failed`: a task has failed for good, and has a dead letter."""
+
+    task_id: str
+    name: str
+    queue: str
+    reason: str
+    error: TaskError
+    attempts: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventContract:
+    """The schema of an event's data, and its `version`: a changed schema is a new one.
+
+    One that is `internal` is told by the stack of what it has done itself; nobody else may publish it.
+    """
+
+    data: type[Payload]
+    version: int = 1
+    internal: bool = False
+
+
+EVENTS = {
+    EventName.TASK_FAILED: EventContract(TaskFailed, internal=True),
+    EventName.ITEM_CREATED: EventContract(ItemCreated, internal=True),
+    EventName.USER_CREATED: EventContract(UserCreated),
+    EventName.USER_DELETED: EventContract(UserDeleted),
+    EventName.ORDER_PLACED: EventContract(OrderPlaced),
+    EventName.ORDER_FULFILLED: EventContract(OrderFulfilled),
+}
+
+# Who hears of what: patterns of a topic exchange, in which `*` stands for one word and `#` for any number of them.
+SUBSCRIPTIONS = {
+    Service.ORDERS: ("order.fulfilled",),
+    Service.FULFILMENT: ("order.placed",),
+    Service.AUDIT: ("user.*", "order.#", "item.created"),
+}
+
+
+def event_queue(service: Service) -> str:
+    """The queue in which events wait for `service`."""
+    return f"events.{service}"
+
+
+def subscribed(pattern: str, event_type: str) -> bool:
+    """Whether a topic exchange sends what travels as `event_type` to a queue bound by `pattern`."""
+    return _matches(tuple(pattern.split(".")), tuple(event_type.split(".")))
+
+
+def _matches(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_matches(pattern[1:], words[count:]) for count in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])

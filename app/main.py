@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import problems
-from app.api import access, batch, dead_letters, errors, gateway, health, items, processing, tasks
+from app.api import access, batch, dead_letters, errors, events, gateway, health, items, processing, tasks
 from app.api.gates import guard
 from app.context import open_context
 from app.settings import Settings, get_settings
@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
-    for module in (health, items, processing, batch, tasks, dead_letters, gateway):
+    for module in (health, items, processing, batch, tasks, dead_letters, events, gateway):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     errors.install(app)

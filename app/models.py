@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.contracts import Priority
+from app.contracts import EventName, Priority
 
 METADATA_MAX_BYTES = 16 * 1024
 METADATA_MAX_DEPTH = 8
@@ -174,10 +174,11 @@ class TaskCancelled(BaseModel):
 
 
 class DeadLetter(BaseModel):
-    """A task that failed for good, or a message that was no task (`bad_envelope`), which has no `task_id`."""
+    """A task that failed for good, an event that a service could not handle, or what was neither (`bad_envelope`)."""
 
     id: str
     task_id: str | None
+    event_id: str | None = None
     name: str | None
     queue: str
     reason: str = Field(
@@ -204,8 +205,9 @@ class Replayed(BaseModel):
     """The answer to a replay."""
 
     id: str
-    task_id: str
-    status_url: str
+    task_id: str | None = None
+    event_id: str | None = None
+    status_url: str | None = None
 
 
 class Health(BaseModel):
@@ -217,6 +219,21 @@ class Health(BaseModel):
     status: Literal["healthy", "degraded", "unhealthy", "draining"]
     timestamp: datetime
     services: dict[Literal["mongodb", "redis", "rabbitmq"], Literal["connected", "disconnected"]]
+
+
+class EventRequest(Body):
+    """Something that has happened."""
+
+    event_type: EventName = Field(description="What; the stack's own types are refused.", examples=["user.created"])
+    data: dict[str, Any] = Field(description="As the type's schema has it.", examples=[{"user_id": "u-1"}])
+
+
+class EventAccepted(BaseModel):
+    """The answer to an event that was published: every subscribed service will get it."""
+
+    event_id: str
+    event_type: EventName
+    time: Moment
 
 
 # How a service behind the gateway is, in its own words; where it has none, as a request to it fares: 503, 504, 502.

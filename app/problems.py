@@ -169,6 +169,12 @@ class NotPublished(Unavailable):
     slug = "not-published"
 
 
+class EventNotPublished(Unavailable):
+    """The broker did not confirm the event; sent again with the same Idempotency-Key it is the same event."""
+
+    slug = "event-not-published"
+
+
 # What the framework raises by bare status, in our words.
 BY_STATUS = {
     kind.status: kind

@@ -91,6 +91,16 @@ class Settings(BaseSettings):
     worker_soft_shutdown_timeout: Seconds = 10
     alive_file: Path | None = None
 
+    # Events and the outbox
+    event_queue_max_length: Count = 100_000
+    event_prefetch: Annotated[int, Field(ge=1, le=1000)] = 10
+    event_handler_timeout: Seconds = 30
+    event_marker_days: Count = 14
+    event_key_ttl: Annotated[int, Field(ge=86_400)] = 86_400
+    outbox_interval: Seconds = 1
+    outbox_batch: Annotated[int, Field(ge=1, le=1000)] = 100
+    outbox_ttl: Count = 86_400
+
     # What tasks call
     outside_url: str = "http://127.0.0.1:8003"
     outside_timeout: Seconds = 5
@@ -162,6 +172,13 @@ class Settings(BaseSettings):
         for name in ("outside", "service1", "service2"):
             if f"{name}_url" not in self.model_fields_set:
                 object.__setattr__(self, f"{name}_url", f"http://127.0.0.1:{getattr(self, f'{name}_port')}")
+        return self
+
+    @model_validator(mode="after")
+    def outlast_replays(self) -> Self:
+        """A dead letter's replay must find the marker of an event that was handled all the same."""
+        if self.event_marker_days <= self.dead_letter_retention_days:
+            raise ValueError("EVENT_MARKER_DAYS has to be more than DEAD_LETTER_RETENTION_DAYS")
         return self
 
     @model_validator(mode="after")

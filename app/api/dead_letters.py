@@ -27,7 +27,7 @@ async def list_letters(  # one parameter a filter
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     state: Annotated[Literal["open", "replayed", "discarded"] | None, Query()] = "open",
-    task: Annotated[str | None, Query(max_length=200, description="Name of the task.")] = None,
+    task: Annotated[str | None, Query(max_length=200, description="Name of the task, or type of the event.")] = None,
     queue: Annotated[str | None, Query(max_length=200)] = None,
 ) -> DeadLetterPage:
     """A page of dead letters, the latest first."""
@@ -54,10 +54,12 @@ async def get_letter(letter_id: str, context: ContextDep, _admin: AdminDep) -> D
     responses={409: problems.example(problems.Conflict), 503: problems.example(problems.NotPublished)},
 )
 async def replay(letter_id: str, context: ContextDep, admin: AdminDep, response: Response) -> Replayed:
-    """Run the task again under its own id. Once: a repeat, or one after another hand's, is a conflict."""
+    """Run the task, or handle the event, again under its own id. Once: what is settled already is a conflict."""
     row = await _existing(context, letter_id)
-    if not await context.tasks.replay(row, by=admin.id):
+    if not await context.replay(row, by=admin.id):
         raise problems.Conflict("It was replayed or discarded already.")
+    if row["task_id"] is None:
+        return Replayed(id=letter_id, event_id=row["event_id"])
     status_url = f"/api/async/status/{row['task_id']}"
     response.headers["Location"] = status_url
     return Replayed(id=letter_id, task_id=row["task_id"], status_url=status_url)
@@ -91,4 +93,6 @@ def _shown(row: dict[str, Any]) -> DeadLetter:
     message = dict(row["message"])
     if "payload" in message:
         message["payload"] = orjson.loads(message["payload"])
+    if "event" in message:
+        message["event"] = orjson.loads(message["event"])
     return DeadLetter.model_validate({**row, "id": str(row["_id"]), "message": message})

@@ -13,6 +13,8 @@ from app.api.health import HealthCheck
 from app.api.paths import Mounted
 from app.backends import health
 from app.context import open_context
+from app.contracts import Service
+from app.engine.events import Handlers
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.watchman import watched
@@ -24,8 +26,10 @@ def assemble(
     name: str,
     title: str,
     routers: Sequence[APIRouter],
+    events: Service,
+    on: Handlers,
 ) -> FastAPI:
-    """The application of the service `name`, found at `/api/{name}`.
+    """The application of the service `name`, found at `/api/{name}`; `on` handles what waits in the queue of `events`.
 
     Guarded like the API: request ids, API keys, quotas and bounds are the same, and so are problems. Connections are
     opened by its lifespan.
@@ -34,7 +38,13 @@ def assemble(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings, service=name) as context, watched(settings.loop_block_warning):
+        # Each of a few processes does with few connections, opened as they are needed.
+        small = settings.model_copy(update={"mongodb_pool_min": 0})
+        async with (
+            open_context(small, service=name) as context,
+            watched(settings.loop_block_warning),
+            context.subscriber(events, on),
+        ):
             app.state.context = context
             app.state.health = HealthCheck(context, vital=("mongodb",))
             yield

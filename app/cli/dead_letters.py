@@ -88,10 +88,10 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 def replay(
     ids: Ids = None, everything: All = False, task: Task = None, queue: Queue = None, as_json: terminal.Json = False
 ) -> None:
-    """Run tasks again, each under its own id. What is refused for now stays open: call it again."""
+    """Run tasks, and handle events, again, each under its own id. What is refused for now stays open: call it again."""
 
     async def one(context: Context, row: dict[str, Any]) -> str:
-        return "replayed" if await context.tasks.replay(row, by=BY) else "already settled"
+        return "replayed" if await context.replay(row, by=BY) else "already settled"
 
     _each(one, ids, everything=everything, task=task, queue=queue, as_json=as_json)
 

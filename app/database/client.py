@@ -5,13 +5,18 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
-from app.database import items, letters, results
+from app.database import audit, fulfilments, items, letters, markers, orders, outbox, results
 from app.database.documents import Document
 from app.settings import Settings
 
 INDEXES = {
+    "audit": audit.INDEXES,
     "items": items.INDEXES,
     "dead_letters": letters.INDEXES,
+    "event_markers": markers.INDEXES,
+    "fulfilments": fulfilments.INDEXES,
+    "orders": orders.INDEXES,
+    "outbox": outbox.INDEXES,
     "task_results": results.INDEXES,
 }
 

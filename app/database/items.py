@@ -11,7 +11,10 @@ from pymongo import ASCENDING, IndexModel, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from app import problems
+from app.contracts import EventName, ItemCreated
+from app.database import outbox
 from app.database.documents import Document, present
+from app.database.transactions import in_transaction
 
 INDEXES = [
     IndexModel([("category", ASCENDING), ("_id", ASCENDING)]),
@@ -24,6 +27,7 @@ INDEXES = [
 CONSTANT = ("_id", "identity", "digest", "created_at")
 CHANGE_ATTEMPTS = 20
 CHANGE_PAUSE = 0.005  # seconds, times the attempt, at most: who lost a race must not run the next one at once
+SOURCE = "/items"  # of the events that tell of items
 BUSY = "The item changes faster than this request can be applied; try again."
 # Nginx replays a request within its own time-outs, 40 s together; so many others may change the item meanwhile.
 REPLAY_WINDOW = timedelta(minutes=2)
@@ -38,11 +42,14 @@ class ItemRepository:
     `earlier` are the versions before that which a replay of their request may still ask for.
 
     A deleted item leaves a tombstone, which only `create` and replays see: with `deleted_at`, without content, for
-    `identity_ttl` seconds.
+    `identity_ttl` seconds. `timeout`, in seconds, bounds a create with all that belongs to it.
     """
 
-    def __init__(self, database: Any, *, identity_ttl: float) -> None:
+    def __init__(self, database: Any, *, identity_ttl: float, timeout: float) -> None:
+        self._database = database
+        self._timeout = timeout
         self._items = database["items"]
+        self._outbox = database["outbox"]
         self._identity_ttl = timedelta(seconds=identity_ttl)
 
     async def page(self, *, limit: int, after: ObjectId | None, category: str | None) -> list[Document]:
@@ -62,7 +69,7 @@ class ItemRepository:
         return None if item is None or "deleted_at" in item else item
 
     async def create(self, content: Document, *, identity: str, digest: str) -> tuple[Document, bool]:
-        """Insert an item; answers it and whether it is new.
+        """Insert an item together with the event `item.created`; answers it and whether it is new.
 
         Where the same identity has made one before, the answer is that one as it was made: its `digest` says whether
         its content was `content`.
@@ -72,8 +79,15 @@ class ItemRepository:
             "_id": ObjectId(), **content, "version": 1, "identity": identity, "digest": digest,
             "created_at": now, "updated_at": now,
         }  # fmt: skip
+        told = ItemCreated(item_id=str(item["_id"]), name=content["name"], category=content["category"])
+        event = outbox.row(EventName.ITEM_CREATED, told, source=SOURCE)
+
+        async def insert(session: Any) -> None:
+            await self._items.insert_one(item, session=session)
+            await self._outbox.insert_one(event, session=session)
+
         try:
-            await self._items.insert_one(item)
+            await in_transaction(self._database, insert, seconds=self._timeout)
         except DuplicateKeyError:
             earlier: Document | None = await self._items.find_one({"identity": identity})
             if earlier is None:

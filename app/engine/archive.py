@@ -7,9 +7,11 @@ import structlog
 from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError, ResponseError
 
-from app.contracts import EventName
+from app.contracts import EVENTS, EventName
 from app.database import DeadLetterRepository, TaskResultRepository
 from app.engine.dead_letters import is_dead, letter
+from app.engine.envelope import document as document_of_event
+from app.engine.envelope import moment
 from app.engine.loops import forever
 from app.engine.publisher import Publisher, Refused, Unconfirmed
 from app.engine.record import FINAL, FINISHED, REFUSED, document
@@ -30,15 +32,14 @@ Follower = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
 def failure_event(letter: Mapping[str, Any]) -> dict[str, Any]:
     """The event `task.failed` (CloudEvents 1.0); told again after a crash, with the same id."""
     shown = ("task_id", "name", "queue", "reason", "error", "attempts", "request_id")
-    return {
-        "specversion": "1.0",
-        "id": letter["key"],
-        "type": EventName.TASK_FAILED,
-        "source": "/tasks",
-        "time": letter["died_at"].isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "datacontenttype": "application/json",
-        "data": {name: letter[name] for name in shown},
-    }
+    return document_of_event(
+        event_id=letter["key"],
+        kind=EventName.TASK_FAILED,
+        source="/tasks",
+        time=moment(letter["died_at"]),
+        version=EVENTS[EventName.TASK_FAILED].version,
+        data={name: letter[name] for name in shown},
+    )
 
 
 class Archive:

@@ -2,7 +2,7 @@
 
 Two ways lead here. A task that ends as FAILURE gets its letter from the archive loop, whatever ended it. Messages that
 RabbitMQ dead-letters come by the queue `dead`: those of failed tasks once more, those that killed their workers too
-often (`poison`), and those that are no tasks at all (`bad_envelope`).
+often (`poison`), events that a service could not handle, and what is neither task nor event (`bad_envelope`).
 """
 
 import asyncio
@@ -20,10 +20,11 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from pymongo.errors import PyMongoError
 from redis.exceptions import RedisError
 
-from app.database import DeadLetterRepository, TaskResultRepository
+from app.database import DeadLetterRepository, MarkerRepository, TaskResultRepository
+from app.engine.envelope import EnvelopeError, Event, marker_of
 from app.engine.loops import forever
 from app.engine.message import Message, of_headers
-from app.engine.publisher import Publisher, Refused
+from app.engine.publisher import REPLAY, Publisher, Refused
 from app.engine.queues import DEAD
 from app.engine.record import Status, error_document
 from app.engine.state import AsyncTaskStore
@@ -36,6 +37,7 @@ BODY_MAX = 65_536  # bytes that are kept of a message that is no task
 HEADERS_MAX = 16_384  # of its headers, as JSON
 
 POISON = "poison"
+EVENTS = "events."  # how the queues of events begin
 BAD_ENVELOPE = "bad_envelope"
 TOO_OFTEN = "delivery_limit"  # RabbitMQ's reason
 
@@ -110,6 +112,29 @@ def letter_of_stranger(body: bytes, headers: Mapping[str, Any], fault: str) -> d
     }
 
 
+def letter_of_event(event: Event, death: "Death", failure: Mapping[str, Any] | None, replay: str) -> dict[str, Any]:
+    """The dead letter of an event that the service of the queue `death.queue` could not handle.
+
+    `failure` is what the service has noted of its attempts: nothing, where each process that took the event died.
+    """
+    poison = error_document(POISON, "Each process that took this event ended before it was done; it was given up.")
+    return {
+        "key": f"{death.queue} {event.source} {event.id} {replay}",
+        "task_id": None,
+        "event_id": event.id,
+        "name": str(event.type),
+        "queue": death.queue,
+        "reason": failure["reason"] if failure else POISON,
+        "error": failure["error"] if failure else poison,
+        "attempts": failure["attempts"] if failure else 0,
+        "request_id": None,
+        "owner": "",
+        "epoch": 0,
+        "message": {"event": orjson.dumps(event.document()).decode()},
+        "died_at": datetime.now(UTC),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Death:
     """Why and where RabbitMQ dead-lettered a message last."""
@@ -129,15 +154,17 @@ class Death:
 class DeadLetters:
     """Drains the queue `dead`. Not a Celery worker: what is in there has killed some."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it stands between all of them
         self,
         store: AsyncTaskStore,
         results: TaskResultRepository,
         letters: DeadLetterRepository,
         publisher: Publisher,
+        markers: MarkerRepository,
         *,
         delivery_limit: int,
     ) -> None:
+        self._markers = markers
         self._store = store
         self._results = results
         self._letters = letters
@@ -165,6 +192,9 @@ class DeadLetters:
 
     async def settle(self, body: bytes, headers: Mapping[str, Any]) -> None:
         """Keep what a dead message tells, and end its task. Raises `RedisError` or `PyMongoError`."""
+        if Death.of(headers).queue.startswith(EVENTS):
+            await self._settle_event(body, headers)
+            return
         try:
             message = of_headers(headers, body)
         except ValueError as error:
@@ -186,6 +216,21 @@ class DeadLetters:
         log.warning(
             "dead letter", task_id=message.task_id, task=message.name, reason=death.reason, queue=death.queue,
             outcome=outcome, request_id=message.request_id,
+        )  # fmt: skip
+
+    async def _settle_event(self, body: bytes, headers: Mapping[str, Any]) -> None:
+        death = Death.of(headers)
+        try:
+            event = Event.parse(body)
+        except EnvelopeError as error:
+            log.warning("what is no event was dead-lettered", queue=death.queue, fault=str(error))
+            await self._letters.add([letter_of_stranger(body, headers, str(error))])
+            return
+        failure = await self._markers.failure(marker_of(death.queue.removeprefix(EVENTS), event))
+        found = letter_of_event(event, death, failure, str(headers.get(REPLAY, "")))
+        await self._letters.add([found])
+        log.warning(
+            "dead letter", event_id=event.id, event_type=event.type, queue=death.queue, reason=found["reason"]
         )  # fmt: skip
 
     async def _bury(self, message: Message, death: Death) -> str:

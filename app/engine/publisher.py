@@ -16,6 +16,7 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 
+from app.contracts import SUBSCRIPTIONS, subscribed
 from app.engine.message import RECORD, Message, record_header
 from app.engine.queues import BROKER_ERRORS, EVENTS, TASKS
 
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 BURST = 50  # messages that are encoded before other requests have their turn
 CONTROL = "celery.pidbox"  # where Celery's workers listen for orders
+REPLAY = "x-replay"  # header: of which dead letter an event is the replay
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -85,6 +87,8 @@ class Publisher:
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._exchange: AbstractExchange | None = None
+        # Of their own, so that what goes wrong with an event closes no channel under a task.
+        self._events: AbstractChannel | None = None
         self._connecting: asyncio.Task[AbstractExchange] | None = None
 
     async def __aenter__(self) -> Self:
@@ -162,20 +166,30 @@ class Publisher:
                 raise
             raise Unconfirmed(f"no confirm from the broker: {type(error).__name__}") from error
 
-    async def emit(self, event: Mapping[str, Any]) -> None:
+    async def emit(self, event: Mapping[str, Any], *, queue: str | None = None, replay: str = "") -> None:
         """Publish a CloudEvents 1.0 document to the exchange `events`, its type being the routing key.
 
-        Nobody may listen. Raises as `publish` does.
+        Nobody may listen, except where the contracts say that somebody does. With `queue` it goes to that one queue
+        alone, as `replay` of what had been dead-lettered there. Raises as `publish` does.
         """
         message = aio_pika.Message(
             orjson.dumps(event),
             content_type="application/cloudevents+json",
             message_id=event["id"],
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            headers={REPLAY: replay} if replay else {},
         )
-        async with self.channel() as channel:
-            exchange = await channel.get_exchange(EVENTS.name, ensure=False)
-            await self._send(exchange, message, event["type"], mandatory=False, timeout=self._timeout)
+        try:
+            await asyncio.wait_for(self._open_exchange(), self._timeout)
+        except TimeoutError:
+            raise Refused("no connection to the broker in time") from None
+        assert self._events is not None  # noqa: S101
+        if queue is not None:
+            exchange, key, heard = self._events.default_exchange, queue, True
+        else:
+            exchange, key = await self._events.get_exchange(EVENTS.name, ensure=False), event["type"]
+            heard = any(subscribed(pattern, key) for patterns in SUBSCRIPTIONS.values() for pattern in patterns)
+        await self._send(exchange, message, key, mandatory=heard, timeout=self._timeout)
 
     async def broadcast(self, method: str, arguments: Mapping[str, Any]) -> None:
         """Give all workers an order (Celery's remote control); none may hear it. Raises as `publish` does."""
@@ -186,6 +200,13 @@ class Publisher:
         async with self.channel() as channel:
             exchange = await channel.declare_exchange(CONTROL, "fanout", durable=False)
             await self._send(exchange, message, "", mandatory=False, timeout=self._timeout)
+
+    async def declare(self) -> None:
+        """Declare all exchanges and queues again, one of which is gone. Raises `Refused` when the broker is away."""
+        try:
+            await asyncio.to_thread(self._declare)
+        except BROKER_ERRORS as error:
+            raise Refused(f"queues not declared: {type(error).__name__}: {error}") from error
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """How many messages are ready in each queue. Raises `Refused` when the broker cannot say."""
@@ -217,8 +238,8 @@ class Publisher:
             raise Refused(f"the broker does not answer: {type(error).__name__}: {error}") from error
 
     async def _open_exchange(self) -> AbstractExchange:
-        channel = self._channel
-        if self._exchange is not None and channel is not None and not channel.is_closed:
+        channels = (self._channel, self._events)
+        if self._exchange is not None and all(channel and not channel.is_closed for channel in channels):
             return self._exchange
         return await asyncio.shield(self._start_connecting())
 
@@ -237,6 +258,7 @@ class Publisher:
                 self._url, timeout=self._timeout, client_properties={"connection_name": self._name}
             )
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._events = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             self._exchange = await self._channel.get_exchange(TASKS.name, ensure=False)
         except (*CONNECTION_EXCEPTIONS, *BROKER_ERRORS) as error:
             raise Refused(f"no connection to the broker: {type(error).__name__}: {error}") from error
@@ -245,6 +267,7 @@ class Publisher:
 
     async def _drop(self) -> None:
         connection, self._connection, self._channel, self._exchange = self._connection, None, None, None
+        self._events = None
         if connection is not None and not connection.is_closed:
             await _close_within(connection.close, self._timeout)
 

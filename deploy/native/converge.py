@@ -21,7 +21,7 @@ from deploy.native.teardown import stop_everything, uninterrupted
 POLL_SECONDS = 0.1
 STARTS_ALLOWED = 2  # a third start within one wait, or the prospect of one: it keeps ending
 LOG_LINES = 5
-OURS = frozenset({"api", "heavy", "light", "beat", *BACKENDS})  # what a rolling restart restarts
+OURS = frozenset({"api", "heavy", "light", "beat", "events", *BACKENDS})  # what a rolling restart restarts
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Plan:
         found += [self.api(number) for number in range(1, self.count("api") + 1)]
         found += [self.worker(f"heavy-{number}") for number in range(1, self.count("worker") + 1)]
         found += [self.worker("light-1"), *(self.beat(number) for number in range(1, self.count("beat") + 1))]
+        found.append(self.subscriber("audit"))
         found += [self.backend(name) for name in BACKENDS]
         return [*found, servers.nginx(*common, self.count("api"))]
 
@@ -117,6 +118,10 @@ class Plan:
     def beat(self, number: int) -> Service:
         """Return the background process; a second one stands by."""
         return self.python("beat" if number == 1 else f"beat-{number}", "-m", "app.beat")
+
+    def subscriber(self, service: str) -> Service:
+        """Return the process that handles the events of a service."""
+        return replace(self.python("events-1", "-m", "app.subscriber", service), stop_seconds=30)
 
 
 def uvicorn(module: str, port: int) -> tuple[str, ...]:

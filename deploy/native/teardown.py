@@ -11,7 +11,12 @@ from deploy.native.service import BACKENDS, kind_of
 from deploy.native.supervision import Supervisor
 
 # No new requests first, then what uses the servers, then the servers; the broker's name server outlives it.
-ORDER = (("nginx",), ("api", "heavy", "light", "beat", *BACKENDS), ("redis", "rabbitmq", "database"), ("epmd",))
+ORDER = (
+    ("nginx",),
+    ("api", "heavy", "light", "beat", "events", *BACKENDS),
+    ("redis", "rabbitmq", "database"),
+    ("epmd",),
+)
 GRACE_SECONDS = 15  # of what supervisord no longer knows: a broker needs 10
 
 

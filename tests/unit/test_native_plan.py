@@ -29,7 +29,7 @@ def services(tmp_path, scaled=None, tools=TOOLS, **settings):
 def test_every_process_is_planned_servers_first(tmp_path):
     planned = services(tmp_path)
     assert " ".join(planned) == (
-        "epmd redis rabbitmq database api-1 api-2 heavy-1 light-1 beat outside service1 service2 nginx"
+        "epmd redis rabbitmq database api-1 api-2 heavy-1 light-1 beat events-1 outside service1 service2 nginx"
     )
     stages = [service.stage for service in planned.values()]
     assert stages == sorted(stages)
