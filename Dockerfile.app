@@ -1,4 +1,4 @@
-# One image for the API, the workers and beat; they differ by their command.
+# One image for the API, the workers, beat and the services; they differ by their command.
 
 FROM python:3.13-slim AS builder
 

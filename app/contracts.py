@@ -252,12 +252,13 @@ class OrderLine(Payload):
 
 
 class OrderPlaced(Payload):
-    """`order.placed`: somebody wants `lines`; `total` is in cents."""
+    """`order.placed`: somebody wants `lines`; `total` is in cents, `owner` the id of the API key that asked for it."""
 
     order_id: _Name
     customer_id: _Name
     lines: Annotated[tuple[OrderLine, ...], Field(min_length=1, max_length=100)]
     total: _Amount = 0
+    owner: Annotated[str, Field(max_length=200)] = ""
 
 
 class OrderFulfilled(Payload):
@@ -308,6 +309,7 @@ EVENTS = {
 
 # Who hears of what: patterns of a topic exchange, in which `*` stands for one word and `#` for any number of them.
 SUBSCRIPTIONS = {
+    Service.ORDERS: ("order.fulfilled",),
     Service.FULFILMENT: ("order.placed",),
     Service.AUDIT: ("user.*", "order.#", "item.created"),
 }

@@ -8,8 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.middleware.cors import CORSMiddleware
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
 from app.api import access, batch, dead_letters, errors, health, items, processing, tasks, workflows
@@ -17,6 +15,8 @@ from app.api import access, batch, dead_letters, errors, health, items, jobs, pr
 from app.api import access, batch, dead_letters, errors, events, health, items, processing, tasks
 from app.api.admission import Admission
 from app.api.edge import Edge
+from app.api import access, batch, dead_letters, errors, events, gateway, health, items, processing, tasks
+from app.api.gates import guard
 from app.context import open_context
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
@@ -35,14 +35,6 @@ def _allow_sockets(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-# What pages of other origins may send and read beside what every page may (CORS).
-SENT = ("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer", "X-Request-ID")
-READ = (
-    *("ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After"),
-    *("WWW-Authenticate", "X-Request-ID"),
-)
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application over `settings` (the environment's by default); connections are opened by its lifespan."""
     settings = settings or get_settings()
@@ -50,7 +42,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_context(settings, service="api") as context, context.live() as live:
+        async with (
+            open_context(settings, service="api") as context,
+            context.live() as live,
+            gateway.watch(settings) as app.state.gateway,
+        ):
             app.state.context = context
             app.state.live = live
             _allow_sockets(settings.watchers_max + SOCKETS)
@@ -72,25 +68,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for module in (health, items, processing, batch, tasks, dead_letters, jobs, schedules):
     for module in (health, items, processing, batch, tasks, dead_letters, events):
+    for module in (health, items, processing, batch, tasks, dead_letters, events, gateway):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     app.include_router(workflows.create_router(load(settings.workflow_modules)), max_body_size=settings.body_max_bytes)
     app.include_router(jobs.router, prefix="/api", max_body_size=settings.body_max_bytes)
     errors.install(app)
     access.document(app, required=settings.api_keys_required)
-    # Last added is outermost: Edge must see the real peer before the forwarding headers are believed, and a replica
-    # that has too much to do must not look keys up.
-    app.add_middleware(access.Access, settings=settings)
-    app.add_middleware(Admission, limit=settings.concurrency_max)
-    if settings.cors_origins:
-        # Keys travel in a header of their own, so no origin ever needs credentials that a browser adds by itself.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=errors.METHODS,
-            allow_headers=SENT,
-            expose_headers=READ,
-        )
-    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    app.add_middleware(Edge, trusted=settings.trusted_proxies, body_max=settings.body_max_bytes)
+    guard(app, settings)
     return app

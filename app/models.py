@@ -454,3 +454,24 @@ class EventAccepted(BaseModel):
     event_id: str
     event_type: EventName
     time: Moment
+
+
+# How a service behind the gateway is, in its own words; where it has none, as a request to it fares: 503, 504, 502.
+ServiceHealth = Literal["healthy", "degraded", "unhealthy", "unreachable", "slow", "broken"]
+
+
+class GatewayService(BaseModel):
+    """A service behind the gateway; `prefix` is where its paths begin."""
+
+    name: str
+    title: str
+    prefix: str
+    health: ServiceHealth
+
+
+class GatewayStatus(BaseModel):
+    """The services behind the gateway together."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    services: dict[str, ServiceHealth]
+    timestamp: datetime

@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     concurrency_max: Count = 200
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
 
+    # The gateway
+    service1_url: str = "http://127.0.0.1:8001"
+    service2_url: str = "http://127.0.0.1:8002"
+    gateway_timeout: Annotated[int, Field(ge=1, le=3600)] = 30
+
     # Nginx
     nginx_rate: Count = 100
     nginx_burst: Count = 200
@@ -176,8 +181,9 @@ class Settings(BaseSettings):
         for name, url in own_urls(self).items():
             if name not in self.model_fields_set:
                 object.__setattr__(self, name, SecretStr(url))  # frozen for all others
-        if "outside_url" not in self.model_fields_set:
-            object.__setattr__(self, "outside_url", f"http://127.0.0.1:{self.outside_port}")
+        for name in ("outside", "service1", "service2"):
+            if f"{name}_url" not in self.model_fields_set:
+                object.__setattr__(self, f"{name}_url", f"http://127.0.0.1:{getattr(self, f'{name}_port')}")
         return self
 
     @model_validator(mode="after")

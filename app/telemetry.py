@@ -9,8 +9,8 @@ import structlog
 
 from app.settings import Settings
 
-# aiormq follows its line on a lost connection with a stack trace of its own reader.
-CHATTY = ("aiormq.connection",)
+# aiormq follows its line on a lost connection with a stack trace of its own reader; httpx tells of each request.
+CHATTY = ("aiormq.connection", "httpx")
 
 
 def configure_logging(settings: Settings, *, quiet: Iterable[str] = ()) -> None:

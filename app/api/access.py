@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
 from app.api.errors import respond
+from app.api.paths import own_path
 from app.context import Context
 from app.engine.identity import ANYONE, Principal
 from app.engine.quotas import Allowance, Quota
@@ -57,7 +58,7 @@ class Access:
             await send(message)
 
         try:
-            if not is_open(scope["path"]):
+            if not is_open(own_path(scope)):
                 scope["state"]["principal"] = await self._admit(scope, fields)
         except problems.Problem as problem:
             await respond(Request(scope), problem)(scope, receive, send_with_fields)

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
 from app.api.errors import respond
+from app.api.paths import own_path
 
 
 class Admission:
@@ -23,7 +24,7 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI 3)."""
-        if scope["type"] != "http" or scope["path"] == "/health" or scope["path"].startswith("/health/"):
+        if scope["type"] != "http" or own_path(scope) == "/health" or own_path(scope).startswith("/health/"):
             await self.app(scope, receive, send)
         elif self._busy >= self._limit:
             await respond(Request(scope), problems.Overloaded())(scope, receive, send)

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
+from app.api.paths import own_path
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -66,7 +67,7 @@ class Edge:
             else:
                 await self.app(served, receive, send_with_id)
         finally:
-            write = log.debug if scope["path"].startswith("/health") else log.info
+            write = log.debug if own_path(scope).startswith("/health") else log.info
             milliseconds = round((time.monotonic() - began) * 1000, 1)
             write("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +19,14 @@ UNHEALTHY: dict[int | str, dict[str, Any]] = {503: {"model": Health, "descriptio
 
 
 class HealthCheck:
-    """Asks the servers at most once in HEALTH_CACHE seconds, however many probes come."""
+    """Asks the servers at most once in HEALTH_CACHE seconds, however many probes come.
 
-    def __init__(self, context: Context) -> None:
+    Items need MongoDB, tasks need Redis: with either of these `vital` ones the API has something to serve.
+    """
+
+    def __init__(self, context: Context, *, vital: Collection[str] = ("mongodb", "redis")) -> None:
         self._context = context
+        self._vital = vital
         self._lock = asyncio.Lock()
         self._until = 0.0
         self._health: Health | None = None
@@ -30,16 +35,16 @@ class HealthCheck:
         """The health of a moment ago, or of now."""
         async with self._lock:
             if self._health is None or time.monotonic() >= self._until:
-                self._health = _judge(await self._context.services())
+                self._health = judge(await self._context.services(), self._vital)
                 self._until = time.monotonic() + self._context.settings.health_cache
             return self._health
 
 
-def _judge(services: dict[str, bool]) -> Health:
-    # Items need MongoDB, tasks need Redis: with either there is something to serve.
+def judge(services: dict[str, bool], vital: Collection[str]) -> Health:
+    """The health that follows from which servers answer; without all of the `vital` ones nothing can be served."""
     if all(services.values()):
         status = "healthy"
-    elif services["mongodb"] or services["redis"]:
+    elif any(services[name] for name in vital):
         status = "degraded"
     else:
         status = "unhealthy"

@@ -3,6 +3,7 @@
 from app.database.audit import AuditRepository
 from app.database.client import create_client, create_worker_client, ensure_indexes
 from app.database.documents import Document
+from app.database.fulfilments import FulfilmentRepository
 from app.database.items import ItemRepository
 from app.database.jobs import JobLog, JobOutputs, JobRepository, new_job
 from app.database.keys import KeyRepository
@@ -12,6 +13,7 @@ from app.database.results import ResultReader, TaskResultRepository
 from app.database.workflows import WorkflowRepository
 from app.database.schedules import FireRepository, ScheduleRepository
 from app.database.markers import AlreadyHandledError, MarkerRepository
+from app.database.orders import OrderRepository
 from app.database.outbox import OutboxRepository
 from app.database.results import ResultReader, TaskResultRepository
 from app.database.transactions import in_transaction
@@ -22,6 +24,7 @@ __all__ = [
     "DeadLetterRepository",
     "Document",
     "FireRepository",
+    "FulfilmentRepository",
     "ItemRepository",
     "JobLog",
     "JobOutputs",
@@ -29,6 +32,7 @@ __all__ = [
     "KeyRepository",
     "NewcomerRepository",
     "MarkerRepository",
+    "OrderRepository",
     "OutboxRepository",
     "ResultReader",
     "ScheduleRepository",

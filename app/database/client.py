@@ -8,6 +8,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from app.database import items, letters, results, workflows
 from app.database import items, jobs, letters, results, schedules
 from app.database import audit, items, letters, markers, outbox, results
+from app.database import audit, fulfilments, items, letters, markers, orders, outbox, results
 from app.database.documents import Document
 from app.settings import Settings
 
@@ -16,6 +17,8 @@ INDEXES = {
     "items": items.INDEXES,
     "dead_letters": letters.INDEXES,
     "event_markers": markers.INDEXES,
+    "fulfilments": fulfilments.INDEXES,
+    "orders": orders.INDEXES,
     "outbox": outbox.INDEXES,
     "task_results": results.INDEXES,
     "workflows": workflows.INDEXES,

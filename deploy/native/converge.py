@@ -14,7 +14,7 @@ from deploy.native import ports, processes
 from deploy.native.configuration import all_files
 from deploy.native.layout import Layout, StackError, write_private
 from deploy.native.output import Output
-from deploy.native.service import Service
+from deploy.native.service import BACKENDS, Service
 from deploy.native.supervision import UP, Changes, Process, Supervisor
 from deploy.native.teardown import stop_everything, uninterrupted
 
@@ -22,6 +22,7 @@ POLL_SECONDS = 0.1
 STARTS_ALLOWED = 2  # a third start within one wait, or the prospect of one: it keeps ending
 LOG_LINES = 5
 OURS = frozenset({"api", "heavy", "light", "beat", "events"})  # what a rolling restart restarts
+OURS = frozenset({"api", "heavy", "light", "beat", "events", *BACKENDS})  # what a rolling restart restarts
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from app.settings import Settings, own_urls
 from deploy.native import health, servers
 from deploy.native.layout import ROOT, Layout, as_environment
 from deploy.native.processes import STACK
-from deploy.native.service import Service, digest_of, kind_of
+from deploy.native.service import BACKENDS, Service, digest_of, kind_of
 
 # These only say where the native stack listens and how much of it there is: no Python process needs them.
 OF_THE_STACK = frozenset(
@@ -16,7 +16,7 @@ OF_THE_STACK = frozenset(
     for name in Settings.model_fields
     if name.startswith("nginx_")
     or name.endswith("_port")
-    or name in {"stack_dir", "api_replicas", "heavy_workers", "beats"}
+    or name in {"stack_dir", "api_replicas", "heavy_workers", "beats", "gateway_timeout"}
 )
 SCALED = {"api": "api_replicas", "worker": "heavy_workers", "beat": "beats"}  # what `make scale` calls it: the setting
 CELERY = ("-m", "celery", "-q", "-A", "app.worker", "worker")
@@ -47,7 +47,7 @@ class Plan:
         found += [self.worker(f"heavy-{number}") for number in range(1, self.count("worker") + 1)]
         found += [self.worker("light-1"), *(self.beat(number) for number in range(1, self.count("beat") + 1))]
         found.append(self.subscriber("audit"))
-        found += [self.backend(name) for name in ("outside", "service1", "service2")]
+        found += [self.backend(name) for name in BACKENDS]
         return [*found, servers.nginx(*common, self.count("api"))]
 
     def environment(self) -> dict[str, str]:
@@ -79,13 +79,8 @@ class Plan:
     def api(self, number: int) -> Service:
         """Return a replica of the API."""
         port = self.settings.api_port + number - 1
-        address = ("--host", "127.0.0.1", "--port", str(port), "--backlog", "2048")
-        timeouts = ("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20")
-        http = ("--http", "app.api.protocol:OneWriteProtocol")
-        plain = ("--no-access-log", "--no-proxy-headers", "--no-server-header")
-        arguments = ("-m", "uvicorn", "app.main:create_app", "--factory", *address, *timeouts, *http, *plain)
         return replace(
-            self.python(f"api-{number}", *arguments),
+            self.python(f"api-{number}", *uvicorn("app.main", port)),
             ports={"API_PORT": port},
             is_well=lambda _: health.page(port, "/health/ready"),
             stop_seconds=30,
@@ -112,11 +107,8 @@ class Plan:
     def backend(self, name: str) -> Service:
         """Return one of the small applications beside the API."""
         port: int = getattr(self.settings, f"{name}_port")
-        address = ("--host", "127.0.0.1", "--port", str(port))
-        plain = ("--no-access-log", "--no-proxy-headers", "--no-server-header")
-        arguments = ("-m", "uvicorn", f"app.backends.{name}:create_app", "--factory", *address, *plain)
         return replace(
-            self.python(name, *arguments),
+            self.python(name, *uvicorn(f"app.backends.{name}", port)),
             ports={f"{name.upper()}_PORT": port},
             is_well=lambda _: health.page(port, "/health"),
             stop_seconds=30,
@@ -130,6 +122,15 @@ class Plan:
     def subscriber(self, service: str) -> Service:
         """Return the process that handles the events of a service."""
         return replace(self.python("events-1", "-m", "app.subscriber", service), stop_seconds=30)
+
+
+def uvicorn(module: str, port: int) -> tuple[str, ...]:
+    """Return the arguments of an application: nginx keeps connections to it for 60 s, so it must for longer."""
+    address = ("--host", "127.0.0.1", "--port", str(port), "--backlog", "2048")
+    timeouts = ("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20")
+    http = ("--http", "app.api.protocol:OneWriteProtocol")
+    plain = ("--no-access-log", "--no-proxy-headers", "--no-server-header")
+    return ("-m", "uvicorn", f"{module}:create_app", "--factory", *address, *timeouts, *http, *plain)
 
 
 def has_own_database(settings: Settings) -> bool:

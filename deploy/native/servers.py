@@ -203,6 +203,9 @@ def nginx_files(settings: Settings, prefix: Path, replicas: int) -> dict[Path, s
     values = {
         "NGINX_LISTEN": f"127.0.0.1:{settings.nginx_port}",
         "API_SERVERS": " ".join(f"server 127.0.0.1:{settings.api_port + i} max_fails=0;" for i in range(replicas)),
+        "SERVICE1_SERVERS": f"server 127.0.0.1:{settings.service1_port} max_fails=0;",
+        "SERVICE2_SERVERS": f"server 127.0.0.1:{settings.service2_port} max_fails=0;",
+        "GATEWAY_TIMEOUT": str(settings.gateway_timeout),
         "NGINX_RESOLVER": "",
         "NGINX_RATE": str(settings.nginx_rate),
         "NGINX_BURST": str(settings.nginx_burst),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from deploy.native.layout import ROOT
 
+BACKENDS = ("outside", "service1", "service2")  # the applications beside the API, in app/backends
+
 
 @dataclass(frozen=True)
 class Service:

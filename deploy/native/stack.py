@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     add("status", help="a line a process; exit code 1 unless all are healthy")
     logs = add("logs", help="follow the logs")
     logs.add_argument(
-        "service", nargs="?", help="api, worker, heavy, light, beat, nginx, redis, rabbitmq, database, api-1, …"
+        "service",
+        nargs="?",
+        help="api, worker, heavy, light, beat, service1, nginx, redis, rabbitmq, database, api-1, …",
     )
     logs.add_argument("--lines", type=int, default=10, help="of each log to begin with (10)")
     logs.add_argument("--no-follow", action="store_true", help="end after those")

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from deploy.native import processes
 from deploy.native.layout import Layout, StackError
 from deploy.native.output import Output
-from deploy.native.service import kind_of
+from deploy.native.service import BACKENDS, kind_of
 from deploy.native.supervision import Supervisor
 
 # No new requests first, then what uses the servers, then the servers; the broker's name server outlives it.
-ORDER = (("nginx",), ("api", "heavy", "light", "beat"), ("redis", "rabbitmq", "database"), ("epmd",))
+ORDER = (
+    ("nginx",),
+    ("api", "heavy", "light", "beat", "events", *BACKENDS),
+    ("redis", "rabbitmq", "database"),
+    ("epmd",),
+)
 GRACE_SECONDS = 15  # of what supervisord no longer knows: a broker needs 10
 
 

@@ -52,6 +52,10 @@ def test_every_container_has_a_health_check_that_passes(stack: Stack) -> None:
         "celery_worker",
         "celery_light",
         "beat",
+        "audit",
+        "service1",
+        "service2",
+        "outside",
         "mongodb",
         "redis",
         "rabbitmq",
@@ -59,7 +63,7 @@ def test_every_container_has_a_health_check_that_passes(stack: Stack) -> None:
 
 
 def test_the_application_runs_without_rights(stack: Stack) -> None:
-    for service in ("api", "celery_worker", "beat"):
+    for service in ("api", "celery_worker", "beat", "service1", "service2", "outside"):
         script = "id -u; touch /srv/app/x 2>&1; grep CapEff /proc/self/status"
         told = stack.compose("exec", "-T", service, "sh", "-c", script)
         assert told.stdout.splitlines()[0] == "10001"
@@ -188,14 +192,60 @@ def test_without_a_replica_nginx_answers_for_them(client: httpx.Client, stack: S
     wait_until(lambda: client.get("/health").status_code == 200, seconds=20)
 
 
+def test_an_order_is_fulfilled_across_the_services(client: httpx.Client) -> None:
+    body = {"customer_id": "ann", "lines": [{"sku": "lamp-7", "quantity": 1}]}
+    placed = client.post("/api/service1/orders", json=body)
+    assert placed.status_code == 201
+    order = placed.headers["Location"]
+    wait_until(lambda: client.get(order).json()["status"] == "FULFILLED", seconds=30)
+    assert client.get(f"/api/service2/fulfilments/{placed.json()['id']}").json()["customer_id"] == "ann"
+    assert client.get("/api/gateway/status").json()["services"] == {"service1": "healthy", "service2": "healthy"}
+
+
+def test_only_who_has_to_reaches_a_service(stack: Stack) -> None:
+    def reaches(service: str, host: str) -> bool:
+        probe = f"exec 3<>/dev/tcp/{host.replace(':', '/')}"
+        return stack.compose("exec", "-T", service, "timeout", "3", "bash", "-c", probe, check=False).returncode == 0
+
+    assert reaches("nginx", "service1:8001")
+    assert reaches("nginx", "service2:8002")
+    assert not reaches("nginx", "outside:8003")
+    assert reaches("celery_worker", "outside:8003")
+
+
+def test_nginx_starts_and_serves_others_without_a_service(client: httpx.Client, stack: Stack) -> None:
+    stack.compose("stop", "-t", "5", "service1")
+    try:
+        for restart in (False, True):
+            if restart:
+                stack.compose("restart", "nginx")
+                wait_until(lambda: [c for c in stack.containers("nginx") if c["Health"] == "healthy"])
+            answer = wait_until(
+                lambda: (found := client.get("/api/service1/orders")).status_code == 503 and found, seconds=20
+            )
+            assert answer.json()["type"] == "urn:problem:unavailable"
+            assert "service1" in answer.json()["detail"]
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert wait_until(lambda: client.get("/api/items").status_code == 200, seconds=20)
+            assert client.get("/api/service2/fulfilments").status_code == 200
+        services = wait_until(
+            lambda: (told := client.get("/api/gateway/status").json())["services"]["service1"] == "unreachable" and told
+        )
+        assert services["services"]["service2"] == "healthy"
+    finally:
+        stack.up()
+    wait_until(lambda: client.get("/api/service1/orders").status_code == 200, seconds=20)
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ["uvicorn", "app.main:create_app", "--factory"],
+        ["uvicorn", "app.backends.service1:create_app", "--factory"],
         ["celery", "-A", "app.worker", "worker", "-Q", "heavy"],
         ["python", "-m", "app.beat"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: command[1],
 )
 def test_production_refuses_default_passwords(stack: Stack, command: list[str]) -> None:
     url = "amqp://guest:guest@rabbitmq:5672//"

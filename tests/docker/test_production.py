@@ -74,11 +74,12 @@ def test_tasks_finish_over_tls(client: httpx.Client) -> None:
 
 
 def test_every_call_needs_a_key(client: httpx.Client) -> None:
-    for path in ("/api/items", "/api/async/process"):
+    for path in ("/api/items", "/api/async/process", "/api/service1/orders", "/api/service2/x", "/api/gateway/status"):
         answer = client.get(path, headers={"Authorization": ""})
         assert answer.status_code == 401
         assert answer.json()["type"] == "urn:problem:unauthorized"
-    assert client.get("/health", headers={"Authorization": ""}).status_code == 200
+    for path in ("/health", "/api/service1/health", "/api/service2/health"):
+        assert client.get(path, headers={"Authorization": ""}).status_code == 200
 
 
 def test_browsers_are_told_to_stay_with_tls(client: httpx.Client, stack: Stack) -> None:

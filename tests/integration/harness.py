@@ -71,6 +71,7 @@ class Stack:
             "LIGHT_SOFT_TIME_LIMIT": "3",
             "LIGHT_TIME_LIMIT": "5",
             "WORKER_SOFT_SHUTDOWN_TIMEOUT": "1",
+            "GATEWAY_TIMEOUT": "3",
             "NGINX_RATE": "100000",
             "NGINX_BURST": "10000",
             "NGINX_SUBMIT_RATE": "100000",
@@ -131,6 +132,19 @@ def paused(stack: Stack, service: str) -> Iterator[None]:
     finally:
         for process in processes:
             process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def stopped(stack: Stack, *services: str) -> Iterator[None]:
+    """Stop processes of the stack, and start them again."""
+    supervisor = Supervisor(stack.layout)
+    supervisor.stop(list(services))
+    try:
+        yield
+    finally:
+        for service in services:
+            supervisor.start(service)
+        wait_until(stack.settled, 60)
 
 
 @contextmanager

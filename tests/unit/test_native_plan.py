@@ -57,6 +57,36 @@ def test_nginx_knows_every_replica_and_listens_here_only(tmp_path):
     assert "9004" not in text
 
 
+def test_the_services_are_run_like_the_api_and_nginx_finds_them(tmp_path):
+    planned = services(tmp_path, service1_port=9101, service2_port=9102, outside_port=9103, gateway_timeout=7)
+    for name, port in (("service1", 9101), ("service2", 9102), ("outside", 9103)):
+        service = planned[name]
+        assert service.command[3] == f"app.backends.{name}:create_app"
+        # All but the module and the port is the API's.
+        assert service.command[4:8] == planned["api-1"].command[4:8]
+        assert service.command[8] == str(port)
+        assert service.command[9:] == planned["api-1"].command[9:]
+        assert service.stop_seconds == planned["api-1"].stop_seconds
+    text = "\n".join(planned["nginx"].files.values())
+    assert "server 127.0.0.1:9101 max_fails=0;" in text
+    assert "server 127.0.0.1:9102 max_fails=0;" in text
+    assert "9103" not in text
+    assert "proxy_read_timeout 7s;" in text
+    assert "within 7 s" in text
+    api = planned["api-1"].environment
+    assert (api["SERVICE1_URL"], api["SERVICE2_URL"]) == ("http://127.0.0.1:9101", "http://127.0.0.1:9102")
+
+
+def test_only_nginx_is_told_of_the_gateways_time_out(tmp_path):
+    before, after = services(tmp_path), services(tmp_path, gateway_timeout=7)
+    changed = {
+        name
+        for name, one in after.items()
+        if (one.environment, one.files) != (before[name].environment, before[name].files)
+    }
+    assert changed == {"nginx"}
+
+
 def test_no_two_processes_share_a_port_and_each_port_has_its_setting(tmp_path):
     planned = services(tmp_path)
     ports = Counter(port for service in planned.values() for port in service.ports.values())

@@ -2,17 +2,19 @@
 
 from fastapi import FastAPI
 
+from app.backends.assembly import assemble
+from app.backends.service2 import events, fulfilments
+from app.contracts import Service
 from app.settings import Settings, get_settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """An application over `settings` (the environment's by default)."""
-    settings = settings or get_settings()
-    app = FastAPI(title="Fulfilment", redirect_slashes=False)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether this process turns."""
-        return {"status": "healthy"}
-
-    return app
+    """An application over `settings` (the environment's by default); its lifespan takes part in events."""
+    return assemble(
+        settings or get_settings(),
+        name="service2",
+        title="Fulfilment",
+        routers=[fulfilments.router],
+        events=Service.FULFILMENT,
+        on=events.on,
+    )
