@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
-from app.api import access, batch, dead_letters, errors, health, items, processing, tasks
+from app.api import access, batch, breakers, dead_letters, errors, health, items, processing, tasks
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.context import open_context
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
-    for module in (health, items, processing, batch, tasks, dead_letters):
+    for module in (health, items, processing, batch, tasks, dead_letters, breakers):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     errors.install(app)
