@@ -1,5 +1,6 @@
 """The collections `outside_stock` and `outside_effects`: what the example's outside world keeps."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -55,16 +56,18 @@ class StockRepository:
     async def get(self, sku: str) -> Document:
         """A sku's document."""
         row: Document | None = await self._stock.find_one({"_id": sku})
-        if row is not None:
-            return row
-        if sku not in SEED:
+        if row is None and sku in SEED:
+            await self._open(sku, *SEED[sku])
+            row = await self._stock.find_one({"_id": sku})
+        if row is None:
             raise problems.NotFound(f"Nobody sells {sku}.")
-        stock, price = SEED[sku]
-        return await self._upsert(sku, {"$setOnInsert": {"stock": stock, "price": price, "reservations": []}})
+        return row
 
     async def put(self, sku: str, *, stock: int, price: int) -> Document:
         """Say what is on the shelf, beside what is reserved, and what a piece costs."""
-        return await self._upsert(sku, {"$set": {"stock": stock, "price": price}, "$setOnInsert": {"reservations": []}})
+        await self._open(sku, stock, price)
+        await self._stock.update_one({"_id": sku}, {"$set": {"stock": stock, "price": price}})
+        return await self.get(sku)
 
     async def reserve(self, sku: str, quantity: int, *, key: str) -> Reserved | None:
         """Take `quantity` off the shelf for `key`, once; None where the shelf holds too few.
@@ -131,18 +134,9 @@ class StockRepository:
     async def _unknown(self, sku: str) -> bool:
         return sku not in SEED and await self._stock.find_one({"_id": sku}, {"_id": 1}) is None
 
-    async def _upsert(self, sku: str, change: Document) -> Document:
-        for last in (False, True):
-            try:
-                row: Document = await self._stock.find_one_and_update(
-                    {"_id": sku}, change, upsert=True, return_document=ReturnDocument.AFTER
-                )
-            except DuplicateKeyError:  # another request has inserted it meanwhile
-                if last:
-                    raise
-            else:
-                return row
-        raise AssertionError
+    async def _open(self, sku: str, stock: int, price: int) -> None:
+        with suppress(DuplicateKeyError):  # another request has opened it meanwhile
+            await self._stock.insert_one({"_id": sku, "stock": stock, "price": price, "reservations": []})
 
     async def _forget_ended(self, sku: str) -> None:
         old = {"state": {"$in": list(ENDED)}, "at": {"$lt": present() - ENDED_KEPT}}
@@ -186,21 +180,13 @@ class EffectRepository:
 
     async def undo(self, router: str, key: str) -> Document:
         """Take it back; what was never done is noted, so that it will not be done. Answers the document."""
-        fresh = {name: value for name, value in _effect(router, key, "undone").items() if name not in {"_id", "state"}}
-        for last in (False, True):
-            try:
-                row: Document = await self._effects.find_one_and_update(
-                    {"_id": f"{router}/{key}"},
-                    {"$set": {"state": "undone"}, "$setOnInsert": {**fresh, "details": None}},
-                    upsert=True,
-                    return_document=ReturnDocument.AFTER,
-                )
-            except DuplicateKeyError:  # it was done in this moment
-                if last:
-                    raise
-            else:
-                return row
-        raise AssertionError
+        row = _effect(router, key, "undone") | {"details": None}
+        try:
+            await self._effects.insert_one(row)
+        except DuplicateKeyError:
+            await self._effects.update_one({"_id": row["_id"]}, {"$set": {"state": "undone"}})
+            return await self.get(router, key) or row
+        return row
 
 
 def _reservation(key: str, quantity: int, price: int, state: str) -> Document:
