@@ -4,7 +4,7 @@
 -- Each change of state, and each probe, has a `generation`: a call tells how it went together with the generation it
 -- began in, and counts in no other. A time is microseconds since the epoch, and so is a generation: no two are the same.
 -- KEYS breaker   ARGV enter, probe's lease | failure, generation, most failures, window, open time | success, generation
--- enter answers {1 passes | 0 does not, generation, microseconds until it may}; the others 1 where they changed anything
+-- enter answers {0 does not pass | 1 passes | 2 is the probe, generation, microseconds until it may}; the others 1 where they changed anything
 local WEEK = 604800000
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -28,7 +28,7 @@ if ARGV[1] == 'enter' then
     local wait = math.min(retry_at, now + tonumber(redis.call('HGET', KEYS[1], 'pause'))) - now
     if wait > 0 then return { 0, generation, wait } end
     become('half_open', 'retry_at', written(now + ARGV[2]), 'pause', ARGV[2])
-    return { 1, generation, 0 }
+    return { 2, generation, 0 }
 end
 
 if ARGV[2] ~= generation then return 0 end

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 SCRIPT = files("app.engine").joinpath("breakers.lua").read_text()
 MICROSECONDS = 1_000_000  # a second
+PROBE = 2
 FIELDS = ("state", "failures", "opened_at", "retry_at")
 
 
@@ -33,10 +34,11 @@ class BreakerOpenError(TaskError):
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Leave for one call: the breaker it is of, and its generation; None where Redis did not say."""
+    """Leave for one call: the breaker it is of, its generation (None where Redis did not say), and if it is a probe."""
 
     name: str
     generation: str | None
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,12 @@ class Breakers:
         if not passes:
             seconds = max(1, round(wait / MICROSECONDS))
             raise BreakerOpenError(f"{name} has failed too often lately; it is called again in {seconds} s at most.")
-        return Pass(name, generation)
+        return Pass(name, generation, probe=passes == PROBE)
 
     def report(self, leave: Pass, *, well: bool) -> None:
         """Tell how the call went. Of one that began before the breaker's last change nothing is counted."""
-        if leave.generation is None:
-            return
+        if leave.generation is None or (well and not leave.probe):
+            return  # a closed breaker has nothing to learn of what is well
         try:
             if well:
                 self._run(leave.name, "success", leave.generation)
