@@ -24,11 +24,13 @@ from app.database import (
     ItemRepository,
     KeyRepository,
     TaskResultRepository,
+    WorkflowRepository,
     create_client,
     create_worker_client,
     ensure_indexes,
 )
 from app.engine.archive import Archive
+from app.engine.conductor import Conductor
 from app.engine.dead_letters import DeadLetters
 from app.engine.keys import KeyRing
 from app.engine.live import Live
@@ -38,7 +40,9 @@ from app.engine.quotas import Quotas
 from app.engine.reconciler import Reconciler
 from app.engine.service import TaskService
 from app.engine.state import AsyncTaskStore
+from app.engine.workflow_service import WorkflowService
 from app.settings import Settings, get_settings
+from app.workflows import load
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +59,8 @@ class Context:
     letters: DeadLetterRepository
     tasks: TaskService
     store: AsyncTaskStore
+    workflows: WorkflowService
+    conductor: Conductor
     keys: KeyRing
     quotas: Quotas
     publisher: Publisher
@@ -62,7 +68,7 @@ class Context:
     redis: Redis
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """What beat runs over this context's clients: archive, dead letters, reconciler."""
+        """What beat runs over this context's clients: archive, dead letters, reconciler, workflows."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -71,12 +77,13 @@ class Context:
             self.publisher,
             reader=socket.gethostname(),
             batch=settings.archive_batch,
+            followers=[self.conductor.follow],
         )
         dead_letters = DeadLetters(
             self.store, self.results, self.letters, self.publisher, delivery_limit=settings.queue_delivery_limit
         )
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
-        return [archive.run(), dead_letters.run(), reconciler.run()]
+        return [archive.run(), dead_letters.run(), reconciler.run(), self.conductor.run()]
 
     def live(self) -> Live:
         """Live updates over this context's clients, to be entered once a process."""
@@ -166,12 +173,20 @@ async def open_context(settings: Settings, *, service: str) -> AsyncIterator[Con
         await _prepare(database, stack, wait=settings.mongodb_timeout)
         results = TaskResultRepository(database, retention_days=settings.archive_retention_days)
         letters = DeadLetterRepository(database, retention_days=settings.dead_letter_retention_days)
+        tasks = TaskService(store, publisher, results, letters, settings)
+        workflows = WorkflowRepository(database, retention_days=settings.archive_retention_days)
+        conductor = Conductor(
+            workflows, tasks, store, results, definitions=load(settings.workflow_modules), settings=settings
+        )
+        stack.push_async_callback(conductor.aclose)
         yield Context(
             settings=settings,
             items=ItemRepository(database, identity_ttl=settings.item_identity_ttl),
             results=results,
             letters=letters,
-            tasks=TaskService(store, publisher, results, letters, settings),
+            tasks=tasks,
+            workflows=WorkflowService(workflows, tasks, store, conductor, limit=settings.workflows_max),
+            conductor=conductor,
             store=store,
             keys=KeyRing(KeyRepository(database), cache=settings.api_keys_cache, grace=settings.api_keys_grace),
             quotas=Quotas(redis, timeout=settings.quota_timeout),

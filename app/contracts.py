@@ -6,9 +6,9 @@ A new kind of work starts here: a name in `TaskName`, a payload class, and its r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Queue(StrEnum):
@@ -36,6 +36,12 @@ class TaskName(StrEnum):
 
     PROCESS_DATA = "heavy.process_data"
     COUNT_WORDS = "light.count_words"
+    CREATE_ACCOUNT = "onboarding.create_account"
+    PROVIDE = "onboarding.provide"
+    WELCOME = "onboarding.welcome"
+    TAKE_BACK = "onboarding.take_back"
+    SUMMARISE_CHUNK = "dataset.summarise_chunk"
+    AGGREGATE = "dataset.aggregate"
 
     RESERVE_STOCK = "orders.reserve_stock"
     RELEASE_STOCK = "orders.release_stock"
@@ -189,6 +195,92 @@ class FulfilmentRequest(Payload):
     address: Address
 
 
+class Onboarding(Payload):
+    """Onboard somebody: an account, then a mailbox, a badge and a laptop, then a mail that welcomes them."""
+
+    name: str = Field(min_length=1, max_length=200, examples=["Ada Lovelace"])
+    email: str = Field(max_length=200, pattern=r"^[^@\s]+@[^@\s]+$", examples=["ada@example.com"])
+    laptop: Literal["standard", "large", "sold-out"] = Field(
+        default="standard", description="There is no `sold-out` one: its step fails, and the others are taken back."
+    )
+    seconds: float = Field(default=0, ge=0, le=10, description="How long each step takes, to have something to watch.")
+
+
+class CreateAccount(Payload):
+    """`onboarding.create_account`: make the account that all else belongs to."""
+
+    name: str
+    email: str
+    seconds: float = 0
+
+
+class Provide(Payload):
+    """`onboarding.provide`: give the owner of an account a mailbox, a badge or a laptop."""
+
+    account: str
+    what: Literal["mailbox", "badge", "laptop"]
+    model: str = ""
+    seconds: float = 0
+
+
+class Welcome(Payload):
+    """`onboarding.welcome`: send the mail that says what there is."""
+
+    account: str
+    provided: dict[str, str]
+    seconds: float = 0
+
+
+class TakeBack(Payload):
+    """`onboarding.take_back`: undo what a step has done, or may have done."""
+
+    email: str
+    what: Literal["account", "mailbox", "badge", "laptop"]
+    seconds: float = 0
+
+
+CHUNKS_MAX = 999  # with the task that aggregates a workflow has at most 1,000 members
+
+
+class Dataset(Payload):
+    """Summarise the rows of a data set: each chunk by a task of its own, then all of them together."""
+
+    rows: int = Field(default=100_000, ge=1, le=1_000_000, strict=True)
+    chunk: int = Field(default=2_000, ge=1, le=1_000_000, strict=True, description="Rows that one task reads.")
+    seed: int = Field(default=1, ge=0, le=2**31, strict=True)
+
+    @model_validator(mode="after")
+    def bound_chunks(self) -> Self:
+        """Refuse what would have more than `CHUNKS_MAX` chunks."""
+        if -(-self.rows // self.chunk) > CHUNKS_MAX:
+            raise ValueError(f"more than {CHUNKS_MAX} chunks: make them larger")
+        return self
+
+
+class Chunk(Payload):
+    """`dataset.summarise_chunk`: rows `first` to `last` (not included) of the data set made from `seed`."""
+
+    seed: int
+    first: int
+    last: int
+
+
+class ChunkSummary(Payload):
+    """Of some rows: how many, their values' sum, least, greatest, and how many fall into each tenth of the range."""
+
+    count: int
+    sum: int
+    min: int
+    max: int
+    histogram: list[int]
+
+
+class Summaries(Payload):
+    """`dataset.aggregate`: the summaries of all chunks, in the order of rows."""
+
+    chunks: list[ChunkSummary]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskContract:
     """What a publisher has to know of a task: its payload's schema and the queue it goes to unless told otherwise."""
@@ -213,4 +305,10 @@ TASKS = {
     TaskName.CHECK_ADDRESS: TaskContract(Address, Queue.LIGHT),
     TaskName.SCORE_FRAUD: TaskContract(Sale, Queue.LIGHT),
     TaskName.FINALIZE_FULFILMENT: TaskContract(Finalization, Queue.LIGHT),
+    TaskName.CREATE_ACCOUNT: TaskContract(CreateAccount, Queue.LIGHT),
+    TaskName.PROVIDE: TaskContract(Provide, Queue.LIGHT),
+    TaskName.WELCOME: TaskContract(Welcome, Queue.LIGHT),
+    TaskName.TAKE_BACK: TaskContract(TakeBack, Queue.LIGHT),
+    TaskName.SUMMARISE_CHUNK: TaskContract(Chunk, Queue.HEAVY_LOW),
+    TaskName.AGGREGATE: TaskContract(Summaries, Queue.LIGHT),
 }

@@ -12,13 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import problems
-from app.api import access, batch, breakers, dead_letters, errors, health, items, processing, tasks
+from app.api import access, batch, breakers, dead_letters, errors, health, items, processing, tasks, workflows
 from app.api.admission import Admission
 from app.api.edge import Edge
 from app.context import open_context
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
 from app.watchman import watched
+from app.workflows import load
 
 DESCRIPTION = "Items are answered at once; slow work is accepted, done by workers, and polled or watched."
 SOCKETS = 2048  # open at a time, beside those of clients that wait: requests and connections to servers
@@ -69,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (health, items, processing, batch, tasks, dead_letters, breakers):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
+    app.include_router(workflows.create_router(load(settings.workflow_modules)), max_body_size=settings.body_max_bytes)
     errors.install(app)
     access.document(app, required=settings.api_keys_required)
     # Last added is outermost: Edge must see the real peer before the forwarding headers are believed, and a replica

@@ -160,6 +160,7 @@ class TaskStatus(BaseModel):
     attempts: int = Field(description="How often a worker has started it.")
     queue: str
     request_id: str = Field(description="The X-Request-ID of the submit.")
+    workflow: str = Field(default="", description="The workflow that it is a member of; empty if of none.")
     created_at: Moment
     started_at: Moment | None
     finished_at: Moment | None
@@ -186,6 +187,7 @@ class DeadLetter(BaseModel):
     error: TaskFailure
     attempts: int
     request_id: str | None
+    workflow: str = Field(default="", description="The workflow that it was a member of; empty if of none.")
     state: Literal["open", "replayed", "discarded"]
     died_at: datetime
     settled_at: datetime | None
@@ -237,3 +239,66 @@ class CircuitBreakers(BaseModel):
     """All backends' breakers."""
 
     breakers: list[CircuitBreaker]
+
+
+class WorkflowAccepted(BaseModel):
+    """The answer to the start of a workflow."""
+
+    workflow_id: str
+    status: Literal["PENDING", "STARTED", "COMPENSATING", "SUCCESS", "FAILURE", "CANCELLED"]
+    message: str = "Accepted; poll status_url."
+    status_url: str
+
+
+class WorkflowTask(BaseModel):
+    """A member of a workflow, or what takes one back: the task, and as much of its state as is known here.
+
+    WAITING: for others that come before it. SKIPPED: the workflow ended without it.
+    """
+
+    task_id: str
+    task: str
+    status: Literal["WAITING", "PENDING", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "CANCELLED", "SKIPPED"]
+    progress: TaskProgress | None
+    result: Any
+    error: TaskFailure | None
+    attempts: int
+    started_at: Moment | None
+    finished_at: Moment | None
+
+
+class WorkflowFailure(TaskFailure):
+    """Why a workflow failed; `member` names the one that did."""
+
+    member: str | None
+
+
+class WorkflowStatus(BaseModel):
+    """All that is known of a workflow.
+
+    COMPENSATING: it was stopped, or a member failed, and what was done is taken back.
+    """
+
+    workflow_id: str
+    kind: str
+    status: Literal["PENDING", "STARTED", "COMPENSATING", "SUCCESS", "FAILURE", "CANCELLED"]
+    progress: TaskProgress = Field(
+        description="Members that have ended well, of all; the percentage has their progress."
+    )
+    result: Any
+    error: WorkflowFailure | None
+    members: dict[str, WorkflowTask]
+    compensations: dict[str, WorkflowTask] = Field(description="What takes a member back, by the member's name.")
+    uncompensated: list[str] = Field(description="Members whose effects could not be taken back.")
+    request_id: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class WorkflowCancelled(BaseModel):
+    """The answer to a cancel: COMPENSATING until all that ran has ended and is taken back."""
+
+    workflow_id: str
+    status: Literal["CANCELLED", "COMPENSATING"]
+    status_url: str

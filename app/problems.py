@@ -156,6 +156,13 @@ class QueueFull(Unavailable):
     retry_after = 5
 
 
+class WorkflowsFull(Unavailable):
+    """As many workflows as may be have not ended yet; nothing was done."""
+
+    slug = "workflows-full"
+    retry_after = 5
+
+
 class WatchersFull(Unavailable):
     """As many clients as may be are waiting for tasks."""
 

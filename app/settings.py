@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     reconcile_batch: Annotated[int, Field(ge=1, le=1000)] = 200
     archive_lookup_timeout: Seconds = 1
 
+    # Workflows
+    workflow_modules: Annotated[tuple[str, ...], NoDecode] = ()
+    workflows_max: Count = 1_000
+    workflows_look_after: Annotated[float, Field(ge=0.1)] = 5
+    workflows_batch: Annotated[int, Field(ge=1, le=100)] = 20
+
     # Workers
     heavy_concurrency: Count = 2
     heavy_soft_time_limit: Count = 600
@@ -145,7 +151,7 @@ class Settings(BaseSettings):
     epmd_port: Port = 4390
     mongodb_port: Port = 27090
 
-    @field_validator("task_modules", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator("task_modules", "workflow_modules", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Let a list be written `a,b` in the environment."""

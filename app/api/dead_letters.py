@@ -56,7 +56,7 @@ async def get_letter(letter_id: str, context: ContextDep, _admin: AdminDep) -> D
 async def replay(letter_id: str, context: ContextDep, admin: AdminDep, response: Response) -> Replayed:
     """Run the task again under its own id. Once: a repeat, or one after another hand's, is a conflict."""
     row = await _existing(context, letter_id)
-    if not await context.tasks.replay(row, by=admin.id):
+    if not await context.workflows.replay(row, by=admin.id):
         raise problems.Conflict("It was replayed or discarded already.")
     status_url = f"/api/async/status/{row['task_id']}"
     response.headers["Location"] = status_url

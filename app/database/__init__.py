@@ -5,8 +5,10 @@ from app.database.documents import Document
 from app.database.items import ItemRepository
 from app.database.keys import KeyRepository
 from app.database.letters import DeadLetterRepository
+from app.database.onboarding import NewcomerRepository
 from app.database.outside import EffectRepository, StockRepository
 from app.database.results import ResultReader, TaskResultRepository
+from app.database.workflows import WorkflowRepository
 
 __all__ = [
     "DeadLetterRepository",
@@ -14,9 +16,11 @@ __all__ = [
     "EffectRepository",
     "ItemRepository",
     "KeyRepository",
+    "NewcomerRepository",
     "ResultReader",
     "StockRepository",
     "TaskResultRepository",
+    "WorkflowRepository",
     "create_client",
     "create_worker_client",
     "ensure_indexes",

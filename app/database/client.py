@@ -5,7 +5,7 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
-from app.database import items, letters, outside, results
+from app.database import items, letters, outside, results, workflows
 from app.database.documents import Document
 from app.settings import Settings
 
@@ -14,6 +14,7 @@ INDEXES = {
     "dead_letters": letters.INDEXES,
     "task_results": results.INDEXES,
     "outside_effects": outside.EFFECT_INDEXES,
+    "workflows": workflows.INDEXES,
 }
 
 

@@ -38,6 +38,11 @@ class TaskResultRepository:
         rows = await self._results.find({"task_id": {"$in": list(task_ids)}}, fields).to_list(len(task_ids))
         return {row["task_id"]: row for row in rows}
 
+    async def many(self, task_ids: Sequence[str]) -> dict[str, Document]:
+        """The status documents of those of `task_ids` that are archived, by id."""
+        rows = await self._results.find({"task_id": {"$in": list(task_ids)}}).to_list(len(task_ids))
+        return {row["task_id"]: document for row in rows if (document := _status_document(row)) is not None}
+
     async def empty(self) -> bool:
         """Whether no task has ended yet."""
         return await self._results.find_one({}, {"_id": 1}) is None

@@ -60,6 +60,7 @@ def letter(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
         "attempts": int(record["attempts"]),
         "request_id": record["request_id"],
         "owner": record["owner"],
+        "workflow": record.get("workflow", ""),
         "epoch": int(record["epoch"]),
         "message": {
             "payload": record["payload"],  # as text: BSON cannot say all that JSON can
@@ -83,6 +84,7 @@ def message_of_letter(letter: Mapping[str, Any]) -> Message:
         owner=letter["owner"],
         epoch=letter["epoch"],
         created_at=kept["created_at"],
+        workflow=letter.get("workflow", ""),
     )
 
 

@@ -26,9 +26,9 @@ ANYONE = Principal()
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks for what, once. `origin` tells whose key it is: the client's own or the edge's."""
+    """Who asks for what, once. `origin` tells whose key it is: the client's own, the edge's, or a workflow's."""
 
-    origin: Literal["client", "edge"]
+    origin: Literal["client", "edge", "workflow"]
     principal: str
     route: str  # method and path template
     key: str

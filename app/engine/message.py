@@ -17,7 +17,7 @@ class Message:
 
     `owner` is the API key that made it, "" where none did; `publish` names one publish; `created_at` is in milliseconds
     since the epoch, 0 before the record is written; `run` counts the starts of the record up to this one, 0 before it
-    has started.
+    has started; `workflow` is the one that it is a member of, "" if of none.
     """
 
     task_id: str
@@ -32,13 +32,14 @@ class Message:
     publish: str = ""
     created_at: int = 0
     run: int = 0
+    workflow: str = ""
 
     def fields(self) -> list[str | bytes]:
         """The record's unchanging fields and values, in a row."""
         payload = orjson.dumps(self.payload)
         return [
             "name", self.name, "queue", self.queue, "payload", payload, "request_id", self.request_id,
-            "owner", self.owner,
+            "owner", self.owner, "workflow", self.workflow,
         ]  # fmt: skip
 
     @classmethod
@@ -60,6 +61,7 @@ class Message:
             epoch=int(record["epoch"]),
             retries=int(record["retries"]),
             created_at=int(record["created_at"]),
+            workflow=record.get("workflow", ""),
         )
 
 
@@ -78,6 +80,7 @@ def record_header(message: Message) -> dict[str, Any]:
         "request_id": message.request_id,
         "owner": message.owner,
         "created_at": message.created_at,
+        "workflow": message.workflow,
     }
 
 
@@ -152,4 +155,5 @@ def _message(header: Mapping[str, Any], task_id: str, name: str, payload: Mappin
         retries=retries,
         publish=header["publish"],
         created_at=header["created_at"],
+        workflow=header.get("workflow", ""),  # messages of an older version have none
     )

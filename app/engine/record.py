@@ -69,14 +69,16 @@ def encode_result(result: Any) -> bytes:
     return json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _time(milliseconds: str | None) -> str | None:
+def moment(milliseconds: str | None) -> str | None:
+    """A record's time as answers have it: ISO 8601, UTC, in milliseconds."""
     if milliseconds is None:
         return None
-    moment = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _progress(record: Mapping[str, str]) -> dict[str, float] | None:
+def progress_of(record: Mapping[str, str]) -> dict[str, float] | None:
+    """How far a record's task has come, in percent too; None where it has not said so."""
     if "total" not in record:
         return None
     current, total = int(record["current"]), int(record["total"])
@@ -86,21 +88,23 @@ def _progress(record: Mapping[str, str]) -> dict[str, float] | None:
 def document(task_id: str, record: Mapping[str, str]) -> dict[str, Any]:
     """The status document of a record: what the archive keeps and live updates tell.
 
-    Clients see the fields of `models.TaskStatus`; the last four are for us.
+    Clients see the fields of `models.TaskStatus`; the last four are for us. Records and archived
+    documents of an older version have no `workflow`.
     """
     return {
         "task_id": task_id,
         "name": record["name"],
         "status": record["status"],
-        "progress": _progress(record),
+        "progress": progress_of(record),
         "result": json.loads(record["result"]) if "result" in record else None,
         "error": orjson.loads(record["error"]) if "error" in record else None,
         "attempts": int(record["attempts"]),
         "queue": record["queue"],
         "request_id": record["request_id"],
-        "created_at": _time(record["created_at"]),
-        "started_at": _time(record.get("started_at")),
-        "finished_at": _time(record.get("finished_at")),
+        "workflow": record.get("workflow", ""),
+        "created_at": moment(record["created_at"]),
+        "started_at": moment(record.get("started_at")),
+        "finished_at": moment(record.get("finished_at")),
         "owner": record["owner"],
         "digest": record["digest"],
         "epoch": int(record["epoch"]),

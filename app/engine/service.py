@@ -98,7 +98,13 @@ class TaskService:
         return outcome
 
     async def submit_many(
-        self, orders: Sequence[Order], *, request_id: str, owner: str = "", keyed: bool = False
+        self,
+        orders: Sequence[Order],
+        *,
+        request_id: str,
+        owner: str = "",
+        keyed: bool = False,
+        workflow: str = "",
     ) -> list[Accepted | problems.Problem]:
         """Record and publish tasks, each settled for itself; answers a row an order.
 
@@ -106,20 +112,19 @@ class TaskService:
         A row's problem is `KeyReused`, `InFlight`, `QueueFull`, `NotPublished` or `Unavailable`; after all but the
         first the same request may be sent again.
         """
-        messages = [
-            Message.new(
-                task_id=order.task_id,
-                name=order.name,
-                queue=order.queue or TASKS[order.name].queue,
-                payload=order.payload,
-                digest=order.digest,
-                request_id=request_id,
-                owner=owner,
-            )
-            for order in orders
-        ]
+        messages = _messages(orders, request_id=request_id, owner=owner, workflow=workflow)
         # Shielded: a client that goes away must not leave a record between its two writes.
         return await asyncio.shield(self._take_in(messages, keyed=keyed))
+
+    async def forestall(self, orders: Sequence[Order], *, request_id: str, owner: str, workflow: str) -> None:
+        """End tasks before they begin, whoever is about to submit them: he finds them CANCELLED.
+
+        For tasks that no server knows. One that cannot be served now stays as it was. Raises `RedisError`.
+        """
+        messages = _messages(orders, request_id=request_id, owner=owner, workflow=workflow)
+        for message, created in zip(messages, await self._create(messages, keyed=True), strict=True):
+            if isinstance(created, Created) and created.outcome in ("created", "leased", "exists"):
+                await self._store.cancel(message.task_id, message.queue)
 
     async def status(self, task_id: str, principal: Principal) -> dict[str, Any]:
         """The status document of a task, from Redis or, once it has expired there, from the archive.
@@ -300,6 +305,20 @@ class TaskService:
                 # Another request has taken over; it answers for the task.
                 outcomes[message.publish] = problems.InFlight()
         return outcomes
+
+
+def _messages(orders: Sequence[Order], **common: str) -> list[Message]:
+    return [
+        Message.new(
+            task_id=order.task_id,
+            name=order.name,
+            queue=order.queue or TASKS[order.name].queue,
+            payload=order.payload,
+            digest=order.digest,
+            **common,
+        )
+        for order in orders
+    ]
 
 
 def _met(message: Message, created: Created | RedisError, queue_max: int) -> Accepted | problems.Problem:

@@ -189,13 +189,19 @@ class AsyncTaskStore:
             rows: list[dict[str, str]] = await pipe.execute()
             return rows
 
+    async def picked(self, task_ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, str]]:
+        """Some fields of many records, by few round trips; what is not set is not there."""
+        rows = list[Any]()
+        for begin in range(0, len(task_ids), CHUNK):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids[begin : begin + CHUNK]:
+                    pipe.hmget(record_key(task_id), list(fields))
+                rows += await pipe.execute()
+        return [{name: value for name, value in zip(fields, row, strict=True) if value is not None} for row in rows]
+
     async def glances(self, task_ids: list[str]) -> list[dict[str, str]]:
         """Of many records what tells whether all is well with them; what is not set is not there."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                pipe.hmget(record_key(task_id), GLANCE)
-            rows = await pipe.execute()
-        return [{name: value for name, value in zip(GLANCE, row, strict=True) if value is not None} for row in rows]
+        return await self.picked(task_ids, GLANCE)
 
     async def complete(self) -> bool:
         """Whether a task without a record has none; not after Redis lost some that its queues still know of."""

@@ -131,6 +131,11 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         if answer == "lost":
             raise Superseded
 
+    @property
+    def workflow(self) -> str:
+        """The id of the workflow that this run is for, as a member of it or as what takes one back; "" where none."""
+        return message_of(self.request, self.name).workflow if has_record(self.request) else ""
+
     def _enter(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.backend.settled = None
         call = new_publish()

@@ -47,10 +47,7 @@ class Call(LightTask):
 
     def key(self, step: str) -> str:
         """The Idempotency-Key of a step: the same for each attempt, and for the task that undoes it."""
-        if self.request.called_directly or not has_record(self.request):
-            return f"{self.request.id or 'direct'}:{step}"
-        message = message_of(self.request, self.name)
-        return f"{getattr(message, 'workflow', '') or message.task_id}:{step}"
+        return f"{self.workflow or self.request.id or 'direct'}:{step}"
 
     def post(self, backend: Backend, path: str, *, step: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a backend answers to a POST of `body`, {} where it has nothing to say; `step` names what is done.
@@ -58,7 +55,7 @@ class Call(LightTask):
         Raises `RefusedError` where it refuses, `OutsideError` and `BreakerOpenError` where another attempt may help.
         """
         headers = {"idempotency-key": self.key(step)}
-        if not self.request.called_directly and has_record(self.request):
+        if has_record(self.request):
             headers["x-request-id"] = message_of(self.request, self.name).request_id
         leave = _breakers().enter(backend)
         answer = None

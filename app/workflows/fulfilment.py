@@ -32,4 +32,4 @@ def steps(request: FulfilmentRequest) -> Sequence[Step]:
     )
 
 
-FULFILMENT = Definition(KIND, FulfilmentRequest, steps, lambda results: results["finalize"])
+DEFINITION = Definition(KIND, FulfilmentRequest, steps, lambda results: results["finalize"])

@@ -58,4 +58,4 @@ def outcome(results: Results) -> dict[str, Any]:
     return {**results["inventory"], **results["payment"], "shipment": results["shipping"]["shipment"]}
 
 
-ORDERS = Definition(KIND, OrderRequest, steps, outcome)
+DEFINITION = Definition(KIND, OrderRequest, steps, outcome)

@@ -61,6 +61,8 @@ class Stack:
             **{name: str(port) for name, port in ports.items()},
             "STACK_DIR": str(directory),
             "TASK_MODULES": "tests.integration.tasks",
+            "WORKFLOW_MODULES": "tests.integration.workflows",
+            "WORKFLOWS_LOOK_AFTER": "1",
             "PUBLISH_TIMEOUT": "2",
             "RECONCILE_AFTER": "2",
             "RECONCILE_INTERVAL": "0.5",
@@ -87,6 +89,8 @@ class Stack:
             rabbitmq_url=f"amqp://guest:guest@127.0.0.1:{ports['RABBITMQ_PORT']}//",
             mongodb_url=f"mongodb://127.0.0.1:{ports['MONGODB_PORT']}/?directConnection=true",
             publish_timeout=2,
+            workflow_modules=("tests.integration.workflows",),
+            workflows_look_after=1,
         )
 
     def run(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:

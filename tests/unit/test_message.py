@@ -19,6 +19,7 @@ MESSAGE = Message(
     retries=2,
     publish="p-1",
     created_at=7,
+    workflow="w-1",
 )
 HEADERS: dict[str, Any] = dict(envelope(MESSAGE).headers)
 BODY = envelope(MESSAGE).body
@@ -26,6 +27,11 @@ BODY = envelope(MESSAGE).body
 
 def test_a_message_is_read_as_it_was_sent():
     assert of_headers(HEADERS, BODY) == MESSAGE
+
+
+def test_a_message_of_an_older_version_is_of_no_workflow():
+    record = {name: value for name, value in HEADERS["record"].items() if name != "workflow"}
+    assert of_headers({**HEADERS, "record": record}, BODY) == replace(MESSAGE, workflow="")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,10 @@ def test_a_record_makes_the_message_of_its_next_attempt():
     record = {
         "name": MESSAGE.name, "queue": "light", "payload": json.dumps(MESSAGE.payload), "digest": "d",
         "request_id": "r-1", "owner": "key-1", "epoch": "3", "retries": "2", "created_at": "7", "status": "RETRY",
+        "workflow": "w-1",
     }  # fmt: skip
     made = Message.of_record("t-1", record)
     assert made.publish not in ("", MESSAGE.publish)
     assert replace(made, publish="p-1") == MESSAGE
+    older = Message.of_record("t-1", {name: value for name, value in record.items() if name != "workflow"})
+    assert older.workflow == ""

@@ -4,8 +4,6 @@ from pydantic import ValidationError
 from app.contracts import TASKS, FulfilmentRequest, OrderRequest
 from app.tasks.fulfilment import SuspectedError, finalize
 from app.workflows import DEFINITIONS
-from app.workflows.fulfilment import FULFILMENT
-from app.workflows.orders import ORDERS
 
 ADDRESS = {"street": "Main Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
 ORDER = {"sku": "lamp", "quantity": 2, "card": "tok_4242", "email": "a@example.org", "address": ADDRESS}
@@ -25,7 +23,7 @@ FOUND = {
 
 
 def test_an_order_is_a_chain_whose_later_steps_use_what_the_earlier_ones_found():
-    steps = ORDERS.steps(OrderRequest.model_validate(ORDER))
+    steps = DEFINITIONS["orders"].steps(OrderRequest.model_validate(ORDER))
     assert [(step.name, set(step.after)) for step in steps] == [
         ("inventory", set()),
         ("shipping", {"inventory"}),
@@ -35,23 +33,23 @@ def test_an_order_is_a_chain_whose_later_steps_use_what_the_earlier_ones_found()
     payloads = {step.name: step.payload(DONE).model_dump() for step in steps}
     assert payloads["payment"] == {"amount": 5_690, "card": "tok_4242"}
     assert payloads["confirmation"]["shipment"] == "S-1"
-    assert ORDERS.outcome(DONE) == {
+    assert DEFINITIONS["orders"].outcome(DONE) == {
         "sku": "lamp", "quantity": 2, "amount": 5_690, "charge": "C-1", "shipment": "S-1",
     }  # fmt: skip
 
 
 def test_every_step_of_an_order_can_be_undone():
-    assert all(step.undo for step in ORDERS.steps(OrderRequest.model_validate(ORDER)))
+    assert all(step.undo for step in DEFINITIONS["orders"].steps(OrderRequest.model_validate(ORDER)))
 
 
 def test_a_fulfilment_decides_on_all_that_was_found():
     request = {"sku": "lamp", "quantity": 2, "amount": 6_000, "address": ADDRESS}
-    *group, last = FULFILMENT.steps(FulfilmentRequest.model_validate(request))
+    *group, last = DEFINITIONS["fulfilment"].steps(FulfilmentRequest.model_validate(request))
     assert [step.after for step in group] == [()] * 4
     assert set(last.after) == {"stock", "tax", "address", "fraud"}
     payload = last.payload(FOUND)
     assert payload.model_dump() == {**request, "tax": 1_140, "score": 0}
-    assert FULFILMENT.outcome(FOUND) == {"total": 7_140}
+    assert DEFINITIONS["fulfilment"].outcome(FOUND) == {"total": 7_140}
 
 
 def test_the_payloads_are_those_of_the_contracts():

@@ -75,6 +75,7 @@ def test_record_header_is_what_a_record_is_made_of():
         "request_id": "r-1",
         "owner": "",
         "created_at": 1_700_000_000_123,
+        "workflow": "",
     }
 
 

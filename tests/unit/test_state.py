@@ -9,11 +9,11 @@ import app.engine.state as state_module
 from app.engine.message import Message
 from app.engine.record import (
     RESULT_MAX_DEPTH,
-    _progress,
-    _time,
     document,
     encode_result,
     error_document,
+    moment,
+    progress_of,
     record_key,
     waiting_key,
 )
@@ -80,6 +80,7 @@ def test_a_new_record_reads_as_a_document():
         "attempts": 0,
         "queue": "heavy",
         "request_id": "r-1",
+        "workflow": "",
         "created_at": "2023-11-14T22:13:20.123Z",
         "started_at": None,
         "finished_at": None,
@@ -125,12 +126,12 @@ def test_documents_are_what_the_api_answers(record: dict[str, str]):
 
 
 def test_times_have_milliseconds_and_z():
-    assert _time("0") == "1970-01-01T00:00:00.000Z"
-    assert _time(None) is None
+    assert moment("0") == "1970-01-01T00:00:00.000Z"
+    assert moment(None) is None
 
 
 def test_no_millisecond_is_lost_to_rounding():
-    assert [_time(str(1_700_000_000_000 + part)) for part in range(1000)] == [
+    assert [moment(str(1_700_000_000_000 + part)) for part in range(1000)] == [
         f"2023-11-14T22:13:20.{part:03}Z" for part in range(1000)
     ]
 
@@ -139,7 +140,7 @@ def test_no_millisecond_is_lost_to_rounding():
     ("current", "total", "percent"), [(0, 3, 0.0), (1, 3, 33.3), (2, 3, 66.7), (3, 3, 100.0), (0, 0, 100.0)]
 )
 def test_progress_is_in_percent(current: int, total: int, percent: float):
-    assert _progress({"current": str(current), "total": str(total)}) == {
+    assert progress_of({"current": str(current), "total": str(total)}) == {
         "current": current,
         "total": total,
         "progress": percent,
@@ -147,7 +148,7 @@ def test_progress_is_in_percent(current: int, total: int, percent: float):
 
 
 def test_a_record_without_progress_has_none():
-    assert _progress(NEW) is None
+    assert progress_of(NEW) is None
 
 
 def test_an_error_message_is_cut():
@@ -176,6 +177,7 @@ def test_a_message_lists_the_fields_of_its_record_in_pairs():
         "payload": '{"text":"é"}'.encode(),
         "request_id": "r-1",
         "owner": "",
+        "workflow": "",
     }
 
 
