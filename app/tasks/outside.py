@@ -34,8 +34,12 @@ class RefusedError(PermanentError):
     """A backend will not do what was asked, however often it is; `kind` is its problem's type (RFC 9457)."""
 
     def __init__(self, kind: str, detail: str) -> None:
+        # Celery makes a copy of it out of its arguments.
+        super().__init__(kind, detail)
         self.kind = kind
-        super().__init__(detail)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class Call(LightTask):

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.serialization import get_pickleable_exception
 
 from app.contracts import Backend
 from app.engine.breakers import BreakerOpenError, Pass
@@ -74,6 +75,11 @@ def test_a_refusal_without_a_problem_is_one_all_the_same(content: bytes):
     with pytest.raises(RefusedError) as caught:
         meaning("payment", httpx.Response(400, content=content))
     assert error_of(caught.value) == {"type": "refused", "message": "payment answered 400."}
+
+
+def test_a_refusal_keeps_its_kind_where_celery_copies_it():
+    error = RefusedError("payment_refused", "No money.")
+    assert error_of(get_pickleable_exception(error)) == {"type": "payment_refused", "message": "No money."}
 
 
 def test_a_long_detail_is_cut():

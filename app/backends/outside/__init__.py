@@ -14,8 +14,6 @@ from app.context import open_database
 from app.settings import Settings, get_settings
 from app.telemetry import configure_logging
 
-BODY_MAX = 65_536  # bytes
-
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application over `settings` (the environment's by default); MongoDB is opened by its lifespan."""
@@ -30,10 +28,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Outside world", lifespan=lifespan, redirect_slashes=False)
     for module in (world, inventory, shipping, payment, mail, checks):
-        app.include_router(module.router, max_body_size=BODY_MAX)
+        app.include_router(module.router, max_body_size=conduct.BODY_MAX)
     if settings.environment == "development":
         # Whoever may make a service fail must not meet one that matters.
-        app.include_router(conduct.router, max_body_size=BODY_MAX)
+        app.include_router(conduct.router, max_body_size=conduct.BODY_MAX)
     errors.install(app)
     app.state.conducts = {name: conduct.Conduct() for name in conduct.ROUTERS}
     app.add_middleware(conduct.Conducted, conducts=app.state.conducts)

@@ -14,6 +14,7 @@ from app.contracts import Backend
 
 router = APIRouter(prefix="/conduct", tags=["conduct"])
 
+BODY_MAX = 65_536  # bytes
 UNDOING = ("release", "cancel", "refund", "recall")  # what nobody refuses
 ROUTERS = tuple(str(name) for name in Backend)
 
@@ -77,12 +78,32 @@ class Conducted:
             case "refusing" if scope["path"].rpartition("/")[2] not in UNDOING:
                 await rendered(scope, Refusing())(scope, receive, send)
             case "slow" if conduct.when == "before":
+                # Read first: of a caller that has gone there would be nothing left to read.
+                received = await _request(receive)
                 await asyncio.sleep(conduct.seconds)
-                await self.app(scope, receive, send)
+                await self.app(scope, _again(received, receive), send)
             case "slow":
                 await self.app(scope, receive, _late(send, conduct.seconds))
             case _:
                 await self.app(scope, receive, send)
+
+
+async def _request(receive: Receive) -> list[Message]:
+    messages = [await receive()]
+    size = len(messages[0].get("body", b""))
+    while messages[-1].get("more_body") and size <= BODY_MAX:
+        messages.append(await receive())
+        size += len(messages[-1].get("body", b""))
+    return messages
+
+
+def _again(messages: list[Message], receive: Receive) -> Receive:
+    rest = iter(messages)
+
+    async def again() -> Message:
+        return next(rest, None) or await receive()
+
+    return again
 
 
 def _late(send: Send, seconds: float) -> Send:
