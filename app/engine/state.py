@@ -314,6 +314,7 @@ class TaskStore:
         self._celery_result_ttl = celery_result_ttl
         self._look_after = int(look_after * 1000)
         self._run_limits = {queue: int(seconds * 1000) + RUN_MARGIN for queue, seconds in run_limits.items()}
+        self._rates = redis.register_script(files("app.engine").joinpath("rates.lua").read_text())
         self._scripts = {name: redis.register_script(text) for name, text in SCRIPTS.items()}
 
     def start(self, message: Message, worker: str, call: str) -> Started:
@@ -352,10 +353,17 @@ class TaskStore:
         answer: Literal["go", "cancel", "lost"] = self._ensured("progress", message, *_run_of(message), current, total)
         return answer
 
-    def retry(self, message: Message, due_in: float, error: Mapping[str, str]) -> Literal["RETRY", "CANCELLED", "lost"]:
-        """Write RETRY for the next attempt, due in `due_in` seconds; `message` is the attempt that failed."""
-        arguments = [message.task_id, *_run_of(message), int(due_in * 1000), orjson.dumps(error), self._look_after]
+    def retry(
+        self, message: Message, due_in: float, error: Mapping[str, str] | None
+    ) -> Literal["RETRY", "CANCELLED", "lost"]:
+        """Write RETRY for the next attempt, due in `due_in` seconds; `message` is the attempt that failed.
+
+        Without an `error` it has not failed: the same attempt is put off.
+        """
+        why = b"" if error is None else orjson.dumps(error)
+        arguments = [message.task_id, *_run_of(message), int(due_in * 1000), why, self._look_after]
         arguments.append(orjson.dumps(error_document("cancelled", "Cancelled while it ran.")))
+        arguments.append(message.retries + (error is not None))
         answer: Literal["RETRY", "CANCELLED", "lost"] = self._ensured("retry", message, *arguments)
         return answer
 
@@ -377,6 +385,19 @@ class TaskStore:
         arguments = [message.task_id, *run, status, celery_result, self._celery_result_ttl]
         answer: str = self._ensured("finish", message, *arguments, *_flat(fields))
         return answer
+
+    def reserve(self, name: str, rate: float, patience: float) -> tuple[bool, float]:
+        """Reserve the next start of the task `name`, of which there are `rate` a second over all workers.
+
+        Answers whether that was done and the seconds until then; not if these are more than `patience`.
+        """
+        interval = max(1, round(1_000_000 / rate))
+        taken, wait = self._rates(keys=[f"rate:{name}"], args=[interval, int(patience * 1_000_000)])
+        return bool(taken), wait / 1_000_000
+
+    def cancelling(self, message: Message) -> bool:
+        """Whether a running task is to stop."""
+        return bool(self._redis.hexists(record_key(message.task_id), "cancel"))
 
     def interrupt(self, message: Message, worker: str) -> None:
         """Note that a run of `worker` was ended from outside: unless its message returns, it is published again."""

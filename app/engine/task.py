@@ -4,6 +4,7 @@ A failure for good is raised through Celery: its tracer has RecordBackend write 
 then rejects the message, which RabbitMQ dead-letters.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from app.engine.state import Started
 log = structlog.get_logger(__name__)
 
 CONFIRM_TIMEOUT = 10  # seconds that the broker may take to confirm a retry
+TURN_WAIT = 2.0  # seconds that a run waits in its worker for its turn; with more to wait its message is put off
+TURN_SLICE = 0.25  # seconds of that between two looks whether it is to stop
 
 
 class Cancelled(BaseException):
@@ -80,6 +83,7 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
     abstract = True
     throws = (PermanentError,)
     backoff_cap: ClassVar[int] = 600
+    overall_rate: ClassVar[float | None] = None  # starts a second over all workers; None sets no limit
     # Taken from the configuration when the task is bound to its app.
     progress_interval: float = None  # type: ignore[assignment]  # None tells Celery to look there
     result_max_bytes: int = None  # type: ignore[assignment]
@@ -144,8 +148,10 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
         )
         match started.outcome:
             case "run":
-                self.request.started = replace(message, run=started.run)
-                return self._run(self.request.started, args, kwargs)
+                message = self.request.started = replace(message, run=started.run)
+                if self.overall_rate is not None and not self._has_turn(message, self.overall_rate):
+                    raise Ignore
+                return self._run(message, args, kwargs)
             case "stored":
                 self.request.ended = True
                 return started.result
@@ -160,6 +166,24 @@ class Task(celery.Task):  # type: ignore[misc]  # Celery has no types
                 raise AssertionError(outcome)
         log.info("message ignored", outcome=started.outcome)
         raise Ignore
+
+    def _has_turn(self, message: Message, rate: float) -> bool:
+        """Wait until the task may start; False where it was put off, which is no failed attempt, or cancelled."""
+        store = self.backend.store
+        taken, wait = patiently(lambda: store.reserve(self.name, rate, TURN_WAIT), self.backend.patience)
+        if not taken:
+            countdown = math.ceil(wait * random.uniform(1, 2))  # noqa: S311  spreads load, hides nothing
+            written = patiently(lambda: store.retry(message, countdown, None), self.backend.patience)
+            if written == "RETRY":
+                self._publish_again(message, message.retries, countdown)
+            return False
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, TURN_SLICE))
+            if patiently(lambda: store.cancelling(message), self.backend.patience):
+                self._revoke(message)
+                return False
+        return True
 
     def _run(self, message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         began = time.monotonic()

@@ -190,3 +190,16 @@ def odd(self: LightTask, payload: Size) -> dict[str, Any]:
 @celery.task(name="test.unsayable", base=LightTask, bind=True, pydantic=True)
 def unsayable(self: LightTask, payload: Size) -> Any:
     return [{1, 2}, float("nan"), "\ud800"][payload.size], self.name
+
+
+@celery.task(name="test.noted", base=LightTask, bind=True, pydantic=True)
+def noted(self: LightTask, payload: Failures) -> str:
+    """Notes that it ran, for the workflow that it is of."""
+    self.backend.client.rpush(f"noted:{self.workflow}", payload.mark)
+    return payload.mark
+
+
+@celery.task(name="test.paced", base=LightTask, bind=True, pydantic=True, overall_rate=0.5)
+def paced(self: LightTask, payload: Size) -> int:
+    self.backend.client.rpush("paced", self.request.id)
+    return payload.size

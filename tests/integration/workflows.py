@@ -4,14 +4,14 @@ from typing import Any
 
 from app.contracts import Payload, Queue
 from app.engine.workflows import Definition, Results, Step, Undo, chain, chord
-from tests.integration.tasks import Failures, Late, Size, Steps
+from tests.integration.tasks import Failures, Size, Steps
 
 
 class Trip(Payload):
     """Three steps and three undos; `middle` and `undo` are the tasks that the second one is made of."""
 
-    middle: str = "test.flaky"
-    undo: str = "test.flaky"
+    middle: str = "test.noted"
+    undo: str = "test.noted"
     failures: int = 0
     steps: int = 1
     seconds: float = 0.05
@@ -21,17 +21,12 @@ class Wide(Payload):
     """`size` members side by side, and one that has all their results."""
 
     size: int = 2
-    kind: str = "test.member"
+    task: str = "test.member"
 
 
-def flaky(name: str, mark: str) -> Step:
-    return Step(
-        name,
-        "test.flaky",
-        lambda _: Failures(failures=0, mark=mark),
-        undo=Undo("test.noted", lambda _: Failures(failures=0, mark=f"undo-{mark}"), Queue.LIGHT),
-        queue=Queue.LIGHT,
-    )
+def noted(name: str) -> Step:
+    undo = Undo("test.noted", lambda _: Failures(failures=0, mark=f"undo-{name}"), Queue.LIGHT)
+    return Step(name, "test.noted", lambda _: Failures(failures=0, mark=name), undo=undo, queue=Queue.LIGHT)
 
 
 def trip(request: Trip) -> list[Step]:
@@ -42,26 +37,19 @@ def trip(request: Trip) -> list[Step]:
 
     undo = Undo(request.undo, lambda _: Failures(failures=0, mark="undo-b"), Queue.LIGHT)
     queue = Queue.HEAVY if request.middle in ("test.steps", "test.poison") else Queue.LIGHT
-    return chain(flaky("a", "a"), Step("b", request.middle, middle, undo=undo, queue=queue), flaky("c", "c"))
+    return chain(noted("a"), Step("b", request.middle, middle, undo=undo, queue=queue), noted("c"))
 
 
 def wide(request: Wide) -> list[Step]:
     members = [
-        Step(f"m{number}", request.kind, lambda _: Size(size=0), queue=Queue.LIGHT) for number in range(request.size)
+        Step(f"m{number}", request.task, lambda _: Size(size=0), queue=Queue.LIGHT) for number in range(request.size)
     ]
 
-    def last(results: Results) -> Payload:
-        return Size(size=len(results))
-
-    return chord(members, Step("last", "test.member", lambda _: Size(size=0), queue=Queue.LIGHT))
+    return chord(members, Step("last", "test.large", lambda results: Size(size=len(results)), queue=Queue.LIGHT))
 
 
 def everything(results: Results) -> dict[str, Any]:
     return dict(results)
-
-
-def slow(_: Late) -> list[Step]:
-    return [Step("only", "test.sleep", lambda _: Late(seconds=3), queue=Queue.HEAVY)]
 
 
 DEFINITIONS = {
@@ -69,6 +57,5 @@ DEFINITIONS = {
     for definition in (
         Definition("test-trip", Trip, trip, everything),
         Definition("test-wide", Wide, wide, everything),
-        Definition("test-slow", Late, slow, everything),
     )
 }
