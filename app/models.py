@@ -226,6 +226,26 @@ class Health(BaseModel):
     services: dict[Literal["mongodb", "redis", "rabbitmq"], Literal["connected", "disconnected"]]
 
 
+class CircuitBreaker(BaseModel):
+    """How a backend is called: `closed` freely, `open` not before `retry_at`, `half_open` by one call, the probe.
+
+    `failures` within BREAKER_WINDOW when the last one came; of a half-open one `retry_at` is when its probe counts as
+    lost. An open breaker becomes half-open by the first call after `retry_at`.
+    """
+
+    name: str
+    state: Literal["closed", "open", "half_open"]
+    failures: int
+    opened_at: datetime | None
+    retry_at: datetime | None
+
+
+class CircuitBreakers(BaseModel):
+    """All backends' breakers."""
+
+    breakers: list[CircuitBreaker]
+
+
 class WorkflowAccepted(BaseModel):
     """The answer to the start of a workflow."""
 

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     # What tasks call
     outside_url: str = "http://127.0.0.1:8003"
     outside_timeout: Seconds = 5
+    breaker_failures: Annotated[int, Field(ge=1, le=1_000)] = 5
+    breaker_window: Annotated[float, Field(gt=0, le=86_400)] = 30
+    breaker_open_seconds: Annotated[float, Field(gt=0, le=86_400)] = 10
 
     # API
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")

@@ -62,8 +62,8 @@ def end_run(state: Any, task_id: str) -> dict[str, str]:
 
 @signals.setup_logging.connect
 def set_up_logging(**_: Any) -> None:
-    """Our logging in place of Celery's; its two lines a task say less than ours."""
-    configure_logging(settings, quiet=("celery.app.trace", "celery.worker.strategy"))
+    """Our logging in place of Celery's; its two lines a task, and httpx's a call, say less than ours."""
+    configure_logging(settings, quiet=("celery.app.trace", "celery.worker.strategy", "httpx"))
 
 
 @signals.worker_process_init.connect

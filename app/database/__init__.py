@@ -9,6 +9,7 @@ from app.database.jobs import JobLog, JobOutputs, JobRepository, new_job
 from app.database.keys import KeyRepository
 from app.database.letters import DeadLetterRepository
 from app.database.onboarding import NewcomerRepository
+from app.database.outside import EffectRepository, StockRepository
 from app.database.results import ResultReader, TaskResultRepository
 from app.database.workflows import WorkflowRepository
 from app.database.schedules import FireRepository, ScheduleRepository
@@ -25,6 +26,7 @@ __all__ = [
     "Document",
     "FireRepository",
     "FulfilmentRepository",
+    "EffectRepository",
     "ItemRepository",
     "JobLog",
     "JobOutputs",
@@ -36,6 +38,7 @@ __all__ = [
     "OutboxRepository",
     "ResultReader",
     "ScheduleRepository",
+    "StockRepository",
     "TaskResultRepository",
     "WorkflowRepository",
     "create_client",

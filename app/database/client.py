@@ -9,6 +9,7 @@ from app.database import items, letters, results, workflows
 from app.database import items, jobs, letters, results, schedules
 from app.database import audit, items, letters, markers, outbox, results
 from app.database import audit, fulfilments, items, letters, markers, orders, outbox, results
+from app.database import items, letters, outside, results, workflows
 from app.database.documents import Document
 from app.settings import Settings
 
@@ -21,6 +22,7 @@ INDEXES = {
     "orders": orders.INDEXES,
     "outbox": outbox.INDEXES,
     "task_results": results.INDEXES,
+    "outside_effects": outside.EFFECT_INDEXES,
     "workflows": workflows.INDEXES,
     "jobs": jobs.INDEXES,
     "job_steps": jobs.STEP_INDEXES,

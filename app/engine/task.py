@@ -286,4 +286,4 @@ class LightTask(Task):
     """Short work, mostly I/O: tried again until it is done, at ever longer intervals up to ten minutes."""
 
     abstract = True
-    max_retries = None
+    max_retries: int | None = None

@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from app.engine.workflows import Definition
-from app.workflows import dataset, onboarding
+from app.workflows import dataset, fulfilment, onboarding, orders
 
 DEFINITIONS: dict[str, Definition] = {
     definition.kind: definition
     for definition in (
         dataset.DEFINITION,
         onboarding.DEFINITION,
+        orders.DEFINITION,
+        fulfilment.DEFINITION,
     )
 }
 

@@ -70,6 +70,8 @@ class Stack:
             "QUOTA_TIMEOUT": "3",  # so that a busy machine's delay is not taken for that of Redis
             "LIGHT_SOFT_TIME_LIMIT": "3",
             "LIGHT_TIME_LIMIT": "5",
+            "OUTSIDE_TIMEOUT": "1",
+            "BREAKER_OPEN_SECONDS": "1",
             "WORKER_SOFT_SHUTDOWN_TIMEOUT": "1",
             "GATEWAY_TIMEOUT": "3",
             "NGINX_RATE": "100000",
@@ -79,6 +81,7 @@ class Stack:
         }
         self.url = f"http://127.0.0.1:{ports['NGINX_PORT']}"
         self.replicas = [f"http://127.0.0.1:{ports['API_PORT'] + number}" for number in range(2)]
+        self.outside = f"http://127.0.0.1:{ports['OUTSIDE_PORT']}"
         self.management = f"http://127.0.0.1:{ports['RABBITMQ_MANAGEMENT_PORT']}"
         self.layout = Layout(directory.resolve())
         self.settings = Settings(
