@@ -6,7 +6,7 @@ it was not (a line on standard error says why), 2 when they were called wrongly.
 
 import typer
 
-from app.cli import api_keys, dead_letters
+from app.cli import api_keys, dead_letters, tutorial
 
 app = typer.Typer(
     name="python -m app",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(api_keys.group, name="api-keys")
 app.add_typer(dead_letters.group, name="dead-letters")
+app.command()(tutorial.tutorial)
 
 
 def main() -> None:
