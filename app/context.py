@@ -25,9 +25,9 @@ from app.database import (
     ItemRepository,
     JobRepository,
     KeyRepository,
-    ScheduleRepository,
     MarkerRepository,
     OutboxRepository,
+    ScheduleRepository,
     TaskResultRepository,
     WorkflowRepository,
     create_client,
@@ -37,9 +37,9 @@ from app.database import (
 from app.engine.archive import Archive
 from app.engine.conductor import Conductor
 from app.engine.dead_letters import DeadLetters
-from app.engine.jobs import Jobs
 from app.engine.emitter import Emitter
 from app.engine.events import Handlers, Subscriber
+from app.engine.jobs import Jobs
 from app.engine.keys import KeyRing
 from app.engine.live import Live
 from app.engine.outbox import Relay
@@ -85,7 +85,6 @@ class Context:
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """What beat runs over this context's clients."""
-        """What beat runs over this context's clients: archive, dead letters, reconciler, outbox."""
         settings = self.settings
         archive = Archive(
             self.store,
@@ -106,10 +105,8 @@ class Context:
         )
         relay = Relay(self.outbox, self.publisher, interval=settings.outbox_interval, batch=settings.outbox_batch)
         reconciler = Reconciler(self.store, self.publisher, self.results, settings, lease=self.tasks.lease)
-        return [archive.run(), dead_letters.run(), reconciler.run(), self.conductor.run()]
         schedules = Schedules(self.schedules, self.fires, self.tasks, settings)
-        return [archive.run(), dead_letters.run(), reconciler.run(), schedules.run()]
-        return [archive.run(), dead_letters.run(), reconciler.run(), relay.run()]
+        return [loop.run() for loop in (archive, dead_letters, reconciler, self.conductor, relay, schedules)]
 
     def live(self) -> Live:
         """Live updates over this context's clients, to be entered once a process."""
@@ -131,7 +128,7 @@ class Context:
 
         Raises as `TaskService.replay` and `Emitter.replay` do.
         """
-        return await (self.events if letter.get("event_id") else self.tasks).replay(letter, by=by)
+        return await (self.events if letter.get("event_id") else self.workflows).replay(letter, by=by)
 
     async def services(self) -> dict[str, bool]:
         """Which of the three servers answer within HEALTH_TIMEOUT."""

@@ -6,8 +6,6 @@ A new kind of work starts here: a name in `TaskName`, a payload class, and its r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Self
-from typing import Annotated, Any
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -295,6 +293,8 @@ class Summaries(Payload):
     """`dataset.aggregate`: the summaries of all chunks, in the order of rows."""
 
     chunks: list[ChunkSummary]
+
+
 class Rehearsal(Payload):
     """How a job is to go wrong, so that it can be seen: nothing by default."""
 

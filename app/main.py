@@ -10,13 +10,22 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import problems
-from app.api import access, batch, dead_letters, errors, health, items, processing, tasks, workflows
-from app.api import access, batch, dead_letters, errors, health, items, jobs, processing, schedules, tasks
-from app.api import access, batch, dead_letters, errors, events, health, items, processing, tasks
-from app.api import access, batch, breakers, dead_letters, errors, health, items, processing, tasks, workflows
-from app.api.admission import Admission
-from app.api.edge import Edge
-from app.api import access, batch, dead_letters, errors, events, gateway, health, items, processing, tasks
+from app.api import (
+    access,
+    batch,
+    breakers,
+    dead_letters,
+    errors,
+    events,
+    gateway,
+    health,
+    items,
+    jobs,
+    processing,
+    schedules,
+    tasks,
+    workflows,
+)
 from app.api.gates import guard
 from app.context import open_context
 from app.settings import Settings, get_settings
@@ -67,10 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         responses={422: problems.example(problems.Invalid), 503: problems.example(problems.Unavailable)},
     )
-    for module in (health, items, processing, batch, tasks, dead_letters, jobs, schedules):
-    for module in (health, items, processing, batch, tasks, dead_letters, events):
-    for module in (health, items, processing, batch, tasks, dead_letters, events, gateway):
-    for module in (health, items, processing, batch, tasks, dead_letters, breakers):
+    for module in (health, items, processing, batch, tasks, dead_letters, jobs, schedules, events, gateway, breakers):
         # Here rather than for the whole application, whose bound answers in plain text, outside of Edge.
         app.include_router(module.router, max_body_size=settings.body_max_bytes)
     app.include_router(workflows.create_router(load(settings.workflow_modules)), max_body_size=settings.body_max_bytes)

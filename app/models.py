@@ -10,8 +10,7 @@ import orjson
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.contracts import TASKS, Payload, Priority, Rehearsal, TaskName
-from app.contracts import EventName, Priority
+from app.contracts import TASKS, EventName, Payload, Priority, Rehearsal, TaskName
 
 METADATA_MAX_BYTES = 16 * 1024
 METADATA_MAX_DEPTH = 8
@@ -307,6 +306,8 @@ class WorkflowCancelled(BaseModel):
     workflow_id: str
     status: Literal["CANCELLED", "COMPENSATING"]
     status_url: str
+
+
 JobState = Literal["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"]
 
 
@@ -461,6 +462,8 @@ class SchedulePage(BaseModel):
 
     schedules: list[Schedule]
     next_cursor: str | None
+
+
 class EventRequest(Body):
     """Something that has happened."""
 

@@ -91,7 +91,6 @@ def replay(
     """Run tasks, and handle events, again, each under its own id. What is refused for now stays open: call it again."""
 
     async def one(context: Context, row: dict[str, Any]) -> str:
-        return "replayed" if await context.workflows.replay(row, by=BY) else "already settled"
         return "replayed" if await context.replay(row, by=BY) else "already settled"
 
     _each(one, ids, everything=everything, task=task, queue=queue, as_json=as_json)

@@ -173,7 +173,7 @@ async def dead_letters(tutor: Tutor) -> None:
         f"Its dead letter: id {letter['_id']}, reason {letter['reason']}, “{letter['error']['message']}”. "
         f"`python -m app dead-letters list` shows all, and this runs it again: `… replay {letter['_id']}`."
     )
-    await tutor.context.workflows.replay(letter, by=BY)
+    await tutor.context.replay(letter, by=BY)
     (record,) = await tutor.ended([accepted.task_id])
     tutor.say(f"The same id, {accepted.task_id}, is {record['status']} now: whoever waited for it sees it succeed.")
 

@@ -8,32 +8,31 @@ from app.database.items import ItemRepository
 from app.database.jobs import JobLog, JobOutputs, JobRepository, new_job
 from app.database.keys import KeyRepository
 from app.database.letters import DeadLetterRepository
-from app.database.onboarding import NewcomerRepository
-from app.database.outside import EffectRepository, StockRepository
-from app.database.results import ResultReader, TaskResultRepository
-from app.database.workflows import WorkflowRepository
-from app.database.schedules import FireRepository, ScheduleRepository
 from app.database.markers import AlreadyHandledError, MarkerRepository
+from app.database.onboarding import NewcomerRepository
 from app.database.orders import OrderRepository
 from app.database.outbox import OutboxRepository
+from app.database.outside import EffectRepository, StockRepository
 from app.database.results import ResultReader, TaskResultRepository
+from app.database.schedules import FireRepository, ScheduleRepository
 from app.database.transactions import in_transaction
+from app.database.workflows import WorkflowRepository
 
 __all__ = [
     "AlreadyHandledError",
     "AuditRepository",
     "DeadLetterRepository",
     "Document",
+    "EffectRepository",
     "FireRepository",
     "FulfilmentRepository",
-    "EffectRepository",
     "ItemRepository",
     "JobLog",
     "JobOutputs",
     "JobRepository",
     "KeyRepository",
-    "NewcomerRepository",
     "MarkerRepository",
+    "NewcomerRepository",
     "OrderRepository",
     "OutboxRepository",
     "ResultReader",
@@ -44,6 +43,6 @@ __all__ = [
     "create_client",
     "create_worker_client",
     "ensure_indexes",
-    "new_job",
     "in_transaction",
+    "new_job",
 ]

@@ -5,11 +5,20 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
-from app.database import items, letters, results, workflows
-from app.database import items, jobs, letters, results, schedules
-from app.database import audit, items, letters, markers, outbox, results
-from app.database import audit, fulfilments, items, letters, markers, orders, outbox, results
-from app.database import items, letters, outside, results, workflows
+from app.database import (
+    audit,
+    fulfilments,
+    items,
+    jobs,
+    letters,
+    markers,
+    orders,
+    outbox,
+    outside,
+    results,
+    schedules,
+    workflows,
+)
 from app.database.documents import Document
 from app.settings import Settings
 

@@ -142,7 +142,7 @@ def database(settings: Settings, layout: Layout, tools: Tools, environment: Mapp
     directory, port = layout.data("mongod" if tools.mongod else "embedded"), settings.mongodb_port
     embedded = (sys.executable, str(ROOT / LAUNCHER), "--host", "127.0.0.1", "--port", str(port))
     mongod = (str(tools.mongod), "--bind_ip", "127.0.0.1", "--port", str(port), "--replSet", "stack")
-    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket")
+    small: tuple[str, ...] = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket")
     # What a killed process has left open is in the way of its repeat for so long.
     small += ("--setParameter", "transactionLifetimeLimitSeconds=15")
     return Service(
