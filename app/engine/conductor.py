@@ -153,7 +153,8 @@ class Conductor:
         if forestalled:
             await self._tasks.forestall([_order(call) for call in forestalled], **common)
             again = True
-        submitted = [call for call in [*plan.release, *unknown] if call not in forestalled]
+        ended_ids = {call.task_id for call in forestalled}
+        submitted = [call for call in [*plan.release, *unknown] if call.task_id not in ended_ids]
         if submitted:
             outcomes = await self._tasks.submit_many([_order(call) for call in submitted], keyed=True, **common)
             refused = [outcome for outcome in outcomes if isinstance(outcome, problems.Problem)]
