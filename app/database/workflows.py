@@ -1,6 +1,6 @@
 """The collection `workflows`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -91,11 +91,10 @@ class WorkflowRepository:
             },
         )
 
-    async def wake(self, workflow_ids: Collection[str]) -> None:
-        """Have open workflows looked at now. Whoever is looking at one has to look again: hence the version."""
+    async def wake(self) -> None:
+        """Have all open workflows looked at now. Whoever is looking at one has to look again: hence the version."""
         await self._workflows.update_many(
-            {"workflow_id": {"$in": list(workflow_ids)}, "look_at": {"$exists": True}},
-            {"$set": {"look_at": present()}, "$inc": {"version": 1}},
+            {"look_at": {"$exists": True}}, {"$set": {"look_at": present()}, "$inc": {"version": 1}}
         )
 
     async def due(self, limit: int) -> list[str]:

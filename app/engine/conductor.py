@@ -33,6 +33,7 @@ LOOK_MAX = 60.0  # seconds between two looks at most
 AT_ONCE = 100  # tasks whose results are read at a time: with 256 KiB each
 BACKGROUND_MAX = 50  # workflows that one replica drives on by itself; beat has the others
 CLOSING = 5.0  # seconds that what is being driven on has when its process ends
+REST_MAX = 0.5  # seconds after a round before the next one, at most
 INTERVAL = 1.0  # seconds between two looks for what is due
 FIELDS = ("status", "result", "error", "attempts", "started_at", "finished_at", "unpublished")
 
@@ -59,6 +60,8 @@ class Conductor:
         self._look_after = settings.workflows_look_after
         self._batch = settings.workflows_batch
         self._woken = asyncio.Event()
+        self._ended = set[str]()  # workflows of which a member has ended
+        self._took_over = False
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(
@@ -78,14 +81,18 @@ class Conductor:
         return await self._workflows.create(new, look_in=self._look_after)
 
     async def follow(self, ended: Sequence[Mapping[str, Any]]) -> None:
-        """Look at the workflows of tasks that have ended; a follower of the archive."""
+        """Look at the workflows of tasks that have ended; a follower of the archive.
+
+        In memory alone: should this process end before, the next one to run looks at all that are open.
+        """
         ids = {row["workflow"] for row in ended if row.get("workflow")}
         if ids:
-            await self._workflows.wake(ids)
+            self._ended |= ids
             self._woken.set()
 
     async def run(self) -> None:
         """Drive on what is due until cancelled; servers that are away are waited for."""
+        self._took_over = False
         await forever(self._round_and_rest, "workflows", (RedisError, PyMongoError))
 
     async def round(self) -> int:
@@ -93,11 +100,16 @@ class Conductor:
 
         Raises `RedisError` or `PyMongoError`, once all have been tried.
         """
-        ids = await self._workflows.due(self._batch)
-        outcomes = await asyncio.gather(*(self._attempt(workflow_id) for workflow_id in ids))
-        for error in outcomes:
-            if error is not None:
-                raise error
+        ids = {self._ended.pop() for _ in range(min(len(self._ended), self._batch))}
+        try:
+            ids |= set(await self._workflows.due(self._batch - len(ids)) if len(ids) < self._batch else [])
+            outcomes = await asyncio.gather(*(self._attempt(workflow_id) for workflow_id in ids))
+            for error in outcomes:
+                if error is not None:
+                    raise error
+        except (RedisError, PyMongoError):
+            self._ended |= ids
+            raise
         return len(ids)
 
     async def aclose(self) -> None:
@@ -141,7 +153,8 @@ class Conductor:
         if forestalled:
             await self._tasks.forestall([_order(call) for call in forestalled], **common)
             again = True
-        submitted = [call for call in [*plan.release, *unknown] if call not in forestalled]
+        ended_ids = {call.task_id for call in forestalled}
+        submitted = [call for call in [*plan.release, *unknown] if call.task_id not in ended_ids]
         if submitted:
             outcomes = await self._tasks.submit_many([_order(call) for call in submitted], keyed=True, **common)
             refused = [outcome for outcome in outcomes if isinstance(outcome, problems.Problem)]
@@ -188,7 +201,14 @@ class Conductor:
 
     async def _round_and_rest(self) -> None:
         self._woken.clear()
-        if await self.round() < self._batch:
+        if not self._took_over:
+            await self._workflows.wake()
+            self._took_over = True
+        began = asyncio.get_running_loop().time()
+        looked = await self.round()
+        # Large workflows whose members end one after the other would be looked at without end: half the time is enough.
+        await asyncio.sleep(min(asyncio.get_running_loop().time() - began, REST_MAX))
+        if looked < self._batch:
             try:
                 await asyncio.wait_for(self._woken.wait(), INTERVAL)
             except TimeoutError:

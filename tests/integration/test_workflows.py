@@ -279,7 +279,7 @@ async def test_a_crash_between_release_and_submit_is_mended(
     workflow_id = (await created(context, "test-trip", Trip()))["workflow_id"]
     released = {"status": "STARTED", "members.a.status": "PENDING"}
     database["workflows"].update_one({"workflow_id": workflow_id}, {"$set": released, "$inc": {"version": 1}})
-    assert ended(api, workflow_id)["status"] == "SUCCESS"
+    assert (await asyncio.to_thread(ended, api, workflow_id))["status"] == "SUCCESS"
     assert noted(records, workflow_id) == ["a", "b", "c"]
 
 
@@ -309,7 +309,7 @@ async def test_a_cancel_is_not_overtaken_by_a_member_submitted_late(
         await submit(orders, **options)
     finally:
         supervisor.start("beat")
-    assert ended(api, workflow_id)["status"] == "CANCELLED"
+    assert (await asyncio.to_thread(ended, api, workflow_id))["status"] == "CANCELLED"
     assert noted(records, workflow_id) == ["undo-a"]
 
 
@@ -326,7 +326,7 @@ async def test_many_who_drive_it_on_at_once_make_each_member_once(
     finally:
         supervisor.start("light-1")
         supervisor.start("beat")
-    final = ended(api, document["workflow_id"], 60)
+    final = await asyncio.to_thread(ended, api, document["workflow_id"], 60)
     assert final["status"] == "SUCCESS"
     assert {one["attempts"] for one in final["members"].values()} == {1}
 
