@@ -6,9 +6,11 @@ Its handlers are those of the module of that name in app/handlers.
 import argparse
 import asyncio
 from importlib import import_module
+from pkgutil import iter_modules
 
+from app import handlers
 from app.context import open_context
-from app.contracts import SUBSCRIPTIONS, Service
+from app.contracts import Service
 from app.engine.events import Handlers
 from app.engine.loops import pulse, together, told_to_stop
 from app.settings import get_settings
@@ -31,5 +33,5 @@ async def main(service: Service) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m app.subscriber", description=__doc__)
-    parser.add_argument("service", choices=[str(service) for service in SUBSCRIPTIONS])
+    parser.add_argument("service", choices=[module.name for module in iter_modules(handlers.__path__)])
     asyncio.run(main(Service(parser.parse_args().service)))
