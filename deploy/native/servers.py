@@ -144,7 +144,8 @@ def database(settings: Settings, layout: Layout, tools: Tools, environment: Mapp
     mongod = (str(tools.mongod), "--bind_ip", "127.0.0.1", "--port", str(port), "--replSet", "stack")
     small: tuple[str, ...] = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket")
     # What a killed process has left open is in the way of its repeat for so long.
-    small += ("--setParameter", "transactionLifetimeLimitSeconds=15")
+    short = ("--setParameter", "transactionLifetimeLimitSeconds=15")
+    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket", *short)
     return Service(
         name="database",
         stage=1,
