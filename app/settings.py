@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     # Events and the outbox
     event_queue_max_length: Count = 100_000
     event_prefetch: Annotated[int, Field(ge=1, le=1000)] = 10
-    event_handler_timeout: Seconds = 30
+    event_handler_timeout: Annotated[float, Field(gt=0, le=60)] = 10
     event_marker_days: Count = 14
     event_key_ttl: Annotated[int, Field(ge=86_400)] = 86_400
     outbox_interval: Seconds = 1

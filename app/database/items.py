@@ -83,8 +83,9 @@ class ItemRepository:
         event = outbox.row(EventName.ITEM_CREATED, told, source=SOURCE)
 
         async def insert(session: Any) -> None:
-            await self._items.insert_one(item, session=session)
+            # The item last: until the commit its identity is taken, for who dies in between and for the repeat as well.
             await self._outbox.insert_one(event, session=session)
+            await self._items.insert_one(item, session=session)
 
         try:
             await in_transaction(self._database, insert, seconds=self._timeout)

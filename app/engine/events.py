@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.contextvars import bound_contextvars
@@ -32,11 +32,12 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[Event, Any, Any], Awaitable[None]]
 
 GRACE = 10.0  # seconds that events in work are given when the process ends; below the stop grace period
-MARGIN = 2.0  # seconds after which a handler is stopped that MongoDB's own time-out has not stopped
+MARGIN = 1.0  # seconds after which a handler is stopped that MongoDB's own time-out has not stopped
 BACKOFF_MAX = 30.0  # seconds between two attempts
 # Seconds for which a delivery waits for MongoDB before it goes to the queue's end as a new message: far below the
 # consumer timeout (30 minutes), after which the broker would count it as one that came back.
 PATIENCE = 600.0
+WRITE_CONFLICT = 112  # MongoDB's error code
 
 Verdict = Literal["done", "again", "dead"]
 
@@ -203,12 +204,13 @@ class Subscriber:
 
         async def effects(session: Any) -> None:
             await self._markers.mark(marker, session=session)
-            for handler in handlers:
-                await handler(event, session, self._database)
+            # What it writes ends in time by itself; this is for what else it may wait for.
+            async with asyncio.timeout(self._timeout + MARGIN):
+                for handler in handlers:
+                    await handler(event, session, self._database)
 
         try:
-            async with asyncio.timeout(self._timeout + MARGIN):
-                await in_transaction(self._database, effects, seconds=self._timeout)
+            await in_transaction(self._database, effects, seconds=self._timeout)
         except AlreadyHandledError:
             log.info("an event came again")
             return "done"
@@ -250,4 +252,7 @@ class Subscriber:
             except PyMongoError:
                 return True
             return False
+        if isinstance(error, OperationFailure) and error.code == WRITE_CONFLICT:
+            # With what a process has left open that died: MongoDB ends that after a while.
+            return True
         return isinstance(error, ConnectionFailure) or error.has_error_label("TransientTransactionError")

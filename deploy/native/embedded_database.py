@@ -43,6 +43,7 @@ BOUNDS = {"$gt": 0, "$gte": 0, "$lt": 1, "$lte": 1}  # operator: which end of th
 PLAIN = {"skip", "limit", "sort", "projection", "let"}  # `let` is always given: it carries $$NOW
 UNUSUAL = {"capped", "clusteredIndex", "collation", "timeseries", "viewOn"}
 FEW = 200  # documents left by an index that are better read and sorted than searched for along the `_id` index
+TRANSACTION_SECONDS = 15.0  # idle ones are ended then, as mongod does where it is told so
 CHUNK = 64  # records read at a time under the library's lock; they are decoded outside it
 
 
@@ -168,6 +169,7 @@ def open_engine(home: str, config: str) -> Any:
 
 def start(self: Any) -> None:
     """Say what this is once it listens."""
+    self.transactions._lifetime = TRANSACTION_SECONDS
     start_server(self)
     text = "SecantusDB %s on %s:%d: an embedded database, for development and tests only"
     logging.getLogger("embedded_database").warning(text, WRITTEN_FOR, self.host, self.port)

@@ -143,6 +143,8 @@ def database(settings: Settings, layout: Layout, tools: Tools, environment: Mapp
     embedded = (sys.executable, str(ROOT / LAUNCHER), "--host", "127.0.0.1", "--port", str(port))
     mongod = (str(tools.mongod), "--bind_ip", "127.0.0.1", "--port", str(port), "--replSet", "stack")
     small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket")
+    # What a killed process has left open is in the way of its repeat for so long.
+    small += ("--setParameter", "transactionLifetimeLimitSeconds=15")
     return Service(
         name="database",
         stage=1,

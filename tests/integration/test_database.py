@@ -1,6 +1,7 @@
 """The repositories, under both drivers."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,10 +9,22 @@ from uuid import uuid4
 
 import pytest
 from bson import ObjectId
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from app.database import ItemRepository, TaskResultRepository, create_client, ensure_indexes
+from app.contracts import EventName, ItemCreated
+from app.database import (
+    AlreadyHandledError,
+    ItemRepository,
+    MarkerRepository,
+    OutboxRepository,
+    TaskResultRepository,
+    create_client,
+    ensure_indexes,
+    in_transaction,
+    outbox,
+)
 from app.problems import PreconditionFailed
-from tests.integration.harness import Stack
+from tests.integration.harness import Stack, paused
 
 pytestmark = pytest.mark.integration
 
@@ -33,7 +46,7 @@ CONTENT = {"name": "x", "description": "", "category": "c", "metadata": {}}
 
 @pytest.fixture
 def items(database: Any) -> ItemRepository:
-    return ItemRepository(database, identity_ttl=86_400)
+    return ItemRepository(database, identity_ttl=86_400, timeout=5)
 
 
 def becomes(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -165,3 +178,110 @@ async def test_what_is_archived_of_many_tasks_is_known(database: Any) -> None:
     assert {name: (row["digest"], row["epoch"], row["error"]) for name, row in known.items()} == {
         "a": ("d-a", 1, None), "c": ("d-c", 1, None),
     }  # fmt: skip
+
+
+async def test_an_item_and_its_event_are_written_together(database: Any, items: ItemRepository) -> None:
+    made, _ = await items.create(CONTENT, identity="i", digest="d")
+    await items.create(CONTENT, identity="i", digest="d")
+    (row,) = await database["outbox"].find().to_list(None)
+    told = {"item_id": str(made["_id"]), "name": "x", "category": "c"}
+    assert (row["type"], json.loads(row["data"]), row["state"]) == ("item.created", told, "waiting")
+
+
+async def test_an_item_whose_event_cannot_be_written_is_not_made(
+    database: Any, items: ItemRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await items.create(CONTENT, identity="i", digest="d")
+    (taken,) = await database["outbox"].find().to_list(None)
+    monkeypatch.setattr("app.database.outbox.row", lambda *_, **__: dict(taken))
+    with pytest.raises(DuplicateKeyError):
+        await items.create(CONTENT, identity="j", digest="d")
+    assert await database["items"].count_documents({}) == 1
+    assert await database["outbox"].count_documents({}) == 1
+
+
+async def test_creates_of_one_identity_at_once_make_one_item_and_one_event(
+    database: Any, items: ItemRepository
+) -> None:
+    made = await asyncio.gather(*(items.create(CONTENT, identity="i", digest="d") for _ in range(10)))
+    assert sorted(new for _, new in made) == [False] * 9 + [True]
+    assert len({item["_id"] for item, _ in made}) == 1
+    assert await database["outbox"].count_documents({}) == 1
+
+
+async def test_what_a_transaction_raises_undoes_it(database: Any) -> None:
+    async def work(session: Any) -> None:
+        await database["a"].insert_one({"_id": 1}, session=session)
+        await database["b"].insert_one({"_id": 1}, session=session)
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011  it is the one above
+        await in_transaction(database, work, seconds=5)
+    assert await database["a"].count_documents({}) + await database["b"].count_documents({}) == 0
+
+
+async def test_transactions_that_write_the_same_all_count(database: Any) -> None:
+    await database["a"].insert_one({"_id": 1, "count": 0})
+    attempts = 0
+
+    async def work(session: Any) -> int:
+        nonlocal attempts
+        attempts += 1
+        row = await database["a"].find_one({"_id": 1}, session=session)
+        await database["a"].update_one({"_id": 1}, {"$set": {"count": row["count"] + 1}}, session=session)
+        return row["count"]
+
+    seen = await asyncio.gather(*(in_transaction(database, work, seconds=20) for _ in range(5)))
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert attempts > 5  # they met each other
+    assert (await database["a"].find_one({"_id": 1}))["count"] == 5
+
+
+async def test_a_transaction_ends_in_its_time(stack: Stack, database: Any) -> None:
+    async def work(session: Any) -> None:
+        await database["a"].insert_one({"_id": 1}, session=session)
+
+    with paused(stack, "database"), pytest.raises(PyMongoError) as raised:
+        await asyncio.wait_for(in_transaction(database, work, seconds=0.5), 20)
+    assert raised.value.timeout
+    # Once MongoDB has ended what it got too late to be of use.
+    await in_transaction(database, work, seconds=40)
+    assert await database["a"].count_documents({}) == 1
+
+
+async def test_of_deliveries_at_once_one_has_the_effect(database: Any) -> None:
+    markers = MarkerRepository(database, days=14)
+
+    async def work(session: Any) -> None:
+        await markers.mark("m", session=session)
+        await database["effects"].insert_one({}, session=session)
+
+    assert await markers.failed("m", {"type": "x", "message": "y"}, reason="exhausted") == 1
+    assert await markers.failed("m", {"type": "x", "message": "z"}, reason="permanent") == 2
+    failure = await markers.failure("m")
+    assert failure is not None
+    assert (failure["error"]["message"], failure["reason"], failure["attempts"]) == ("z", "permanent", 2)
+    outcomes = await asyncio.gather(
+        *(in_transaction(database, work, seconds=20) for _ in range(6)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes].count(AlreadyHandledError) == 5, outcomes
+    assert await database["effects"].count_documents({}) == 1
+    with pytest.raises(AlreadyHandledError):
+        await markers.failed("m", {"type": "x", "message": "y"}, reason="exhausted")
+    assert await markers.failure("m") is None
+
+
+async def test_what_was_published_leaves_the_outbox(database: Any) -> None:
+    repository = OutboxRepository(database, ttl=86_400)
+    rows = [
+        outbox.row(EventName.ITEM_CREATED, ItemCreated(item_id=str(n), name="n"), source="/items") for n in range(5)
+    ]
+    await database["outbox"].insert_many(rows[::-1])
+    waiting = await repository.waiting(3)
+    assert [row["_id"] for row in waiting] == [row["_id"] for row in rows[:3]]
+    await repository.published([row["_id"] for row in waiting])
+    assert [row["_id"] for row in await repository.waiting(9)] == [row["_id"] for row in rows[3:]]
+    kept = await database["outbox"].find_one({"_id": rows[0]["_id"]})
+    assert kept["expires_at"] - datetime.now(UTC) > timedelta(hours=23)
+    information = await database["outbox"].index_information()
+    assert information["expires_at_1"]["expireAfterSeconds"] == 0

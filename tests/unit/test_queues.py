@@ -1,6 +1,6 @@
 import pytest
 
-from app.contracts import HEAVY_QUEUES, TASKS, Priority, Queue
+from app.contracts import HEAVY_QUEUES, SUBSCRIPTIONS, TASKS, Priority, Queue
 from app.engine import queues
 
 
@@ -30,6 +30,25 @@ def test_task_queue_never_loses_a_message_and_is_bound(declared, name: Queue):
     assert queue.routing_key == name
     assert queue.exchange.name == "tasks"
     assert queue.no_declare  # by Celery: `declare` does
+
+
+def test_each_service_that_subscribes_has_a_queue_that_loses_nothing():
+    declared = queues.event_queues(max_length=7, delivery_limit=5)
+    assert [(queue.name, patterns) for queue, patterns in declared] == [
+        (f"events.{service}", patterns) for service, patterns in SUBSCRIPTIONS.items()
+    ]
+    for queue, _ in declared:
+        assert queue.queue_arguments == {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 5,
+            "x-max-length": 7,
+            "x-overflow": "reject-publish",
+            "x-dead-letter-exchange": "dead",
+            "x-dead-letter-strategy": "at-least-once",
+        }
+        assert queue.exchange.name == "events"
+        assert queue.durable
+        assert not queue.auto_delete
 
 
 def test_dead_letters_are_kept_safely_and_without_an_end():

@@ -155,6 +155,12 @@ def test_settings_do_not_change(settings: Settings):
         settings.redis_pool_max = 1
 
 
+def test_a_service_remembers_an_event_for_longer_than_its_letter_can_be_replayed(read_settings: Read):
+    text = refusal(read_settings, EVENT_MARKER_DAYS="7", DEAD_LETTER_RETENTION_DAYS="7")
+    assert "EVENT_MARKER_DAYS has to be more" in text
+    read_settings(EVENT_MARKER_DAYS="8", DEAD_LETTER_RETENTION_DAYS="7")
+
+
 def example_lines() -> list[str]:
     """The lines of what Settings reads; those that only the compose files read come after."""
     lines = EXAMPLE.read_text().splitlines()
