@@ -142,9 +142,9 @@ def database(settings: Settings, layout: Layout, tools: Tools, environment: Mapp
     directory, port = layout.data("mongod" if tools.mongod else "embedded"), settings.mongodb_port
     embedded = (sys.executable, str(ROOT / LAUNCHER), "--host", "127.0.0.1", "--port", str(port))
     mongod = (str(tools.mongod), "--bind_ip", "127.0.0.1", "--port", str(port), "--replSet", "stack")
-    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket")
     # What a killed process has left open is in the way of its repeat for so long.
-    small += ("--setParameter", "transactionLifetimeLimitSeconds=15")
+    lifetime = ("--setParameter", "transactionLifetimeLimitSeconds=15")
+    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket", *lifetime)
     return Service(
         name="database",
         stage=1,
