@@ -5,7 +5,6 @@ is safe with two of its kind.
 """
 
 import asyncio
-import signal
 from contextlib import suppress
 
 import structlog
@@ -13,7 +12,7 @@ from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, OutOfMemoryError, RedisError
 
 from app.context import Context, open_context
-from app.engine.loops import together
+from app.engine.loops import pulse, together, told_to_stop
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
 from app.watchman import watched
@@ -61,27 +60,12 @@ async def stand(context: Context) -> None:
             await asyncio.sleep(RENEW)
 
 
-async def pulse(beat: Pulse) -> None:
-    """Show that the event loop turns."""
-    while True:
-        beat.beat()
-        await asyncio.sleep(Pulse.interval)
-
-
 async def main() -> None:
     """Run until SIGTERM or SIGINT; hands the lease over at the end."""
     settings = get_settings()
     configure_logging(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_context(settings, service="beat") as context, watched(settings.loop_block_warning):
-        await together([stand(context), pulse(Pulse(settings.alive_file)), stopped(stop)])
-
-
-async def stopped(stop: asyncio.Event) -> None:
-    """Return when the process is told to stop."""
-    await stop.wait()
+        await together([stand(context), pulse(Pulse(settings.alive_file)), told_to_stop()])
 
 
 if __name__ == "__main__":

@@ -5,23 +5,17 @@ Its handlers are those of the module of that name in app/handlers.
 
 import argparse
 import asyncio
-import signal
 from importlib import import_module
+from pkgutil import iter_modules
 
+from app import handlers
 from app.context import open_context
-from app.contracts import SUBSCRIPTIONS, Service
+from app.contracts import Service
 from app.engine.events import Handlers
-from app.engine.loops import together
+from app.engine.loops import pulse, together, told_to_stop
 from app.settings import get_settings
 from app.telemetry import Pulse, configure_logging
 from app.watchman import watched
-
-
-async def pulse(beat: Pulse) -> None:
-    """Show that the event loop turns."""
-    while True:
-        beat.beat()
-        await asyncio.sleep(Pulse.interval)
 
 
 async def main(service: Service) -> None:
@@ -29,23 +23,15 @@ async def main(service: Service) -> None:
     settings = get_settings().model_copy(update={"mongodb_pool_min": 0})
     configure_logging(settings)
     on: Handlers = import_module(f"app.handlers.{service}").on
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with (
         open_context(settings, service=f"events-{service}") as context,
         watched(settings.loop_block_warning),
         context.subscriber(service, on),
     ):
-        await together([stopped(stop), pulse(Pulse(settings.alive_file))])
-
-
-async def stopped(stop: asyncio.Event) -> None:
-    """Return when the process is told to stop."""
-    await stop.wait()
+        await together([told_to_stop(), pulse(Pulse(settings.alive_file))])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m app.subscriber", description=__doc__)
-    parser.add_argument("service", choices=[str(service) for service in SUBSCRIPTIONS])
+    parser.add_argument("service", choices=[module.name for module in iter_modules(handlers.__path__)])
     asyncio.run(main(Service(parser.parse_args().service)))

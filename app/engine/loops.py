@@ -2,10 +2,13 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
 import structlog
+
+from app.telemetry import Pulse
 
 log = structlog.get_logger(__name__)
 
@@ -59,3 +62,18 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+async def pulse(beat: Pulse) -> None:
+    """Show that the event loop turns."""
+    while True:
+        beat.beat()
+        await asyncio.sleep(Pulse.interval)
+
+
+async def told_to_stop() -> None:
+    """Return when the process gets SIGTERM or SIGINT; to be awaited once a process."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()

@@ -143,8 +143,8 @@ def database(settings: Settings, layout: Layout, tools: Tools, environment: Mapp
     embedded = (sys.executable, str(ROOT / LAUNCHER), "--host", "127.0.0.1", "--port", str(port))
     mongod = (str(tools.mongod), "--bind_ip", "127.0.0.1", "--port", str(port), "--replSet", "stack")
     # What a killed process has left open is in the way of its repeat for so long.
-    lifetime = ("--setParameter", "transactionLifetimeLimitSeconds=15")
-    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket", *lifetime)
+    short = ("--setParameter", "transactionLifetimeLimitSeconds=15")
+    small = ("--wiredTigerCacheSizeGB", "0.5", "--nounixsocket", *short)
     return Service(
         name="database",
         stage=1,
