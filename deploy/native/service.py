@@ -26,7 +26,7 @@ class Service:
     rereads: bool = False  # its configuration is read again on SIGHUP; otherwise a change of it restarts the process
     leaves_children: bool = False  # killed, it leaves processes behind that must end before it starts again
     complaint: str = ""  # marks the lines of its log that tell why it does not start, the first of them best
-    start_seconds: int = 60
+    start_seconds: int = 120  # a dozen start side by side, on what may be a small and busy machine
     stop_signal: str = "TERM"
     stop_seconds: int = 10
     address: str = ""

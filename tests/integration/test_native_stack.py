@@ -64,13 +64,13 @@ def refused(stack: Stack, *words: str, **environment: str) -> str:
 def test_status_shows_every_process_as_healthy(stack):
     lines = stack.run("status").stdout.splitlines()[1:]
     assert {line.split()[0] for line in lines} == set(pids(stack))
-    assert len(lines) == 10
+    assert len(lines) == 14
     assert {line.split()[1] for line in lines} == {"healthy"}
 
 
 def test_a_second_run_is_quick_and_changes_nothing(stack):
     before, begun = pids(stack), time.monotonic()
-    assert "10 processes run already" in stack.run("up").stdout
+    assert "14 processes run already" in stack.run("up").stdout
     assert time.monotonic() - begun < 10
     assert pids(stack) == before
 
@@ -97,11 +97,11 @@ def test_a_rolling_restart_replaces_what_is_ours_and_no_server(stack):
     before = pids(stack)
     lines = stack.run("restart-rolling").stdout.splitlines()
     after = pids(stack)
-    ours = ["api-1", "api-2", "heavy-1", "light-1", "beat"]
+    ours = ["api-1", "api-2", "heavy-1", "light-1", "beat", "events-1", "outside", "service1", "service2"]
     assert {name for name in before if before[name] != after[name]} == set(ours)
     assert [line.split()[1] for line in lines if line.startswith("  ok ")] == ours
     assert stack.settled()
-    assert "10 processes run already" in stack.run("up").stdout
+    assert "14 processes run already" in stack.run("up").stdout
 
 
 def test_a_rolling_restart_waits_for_nobody_that_is_not_well(stack):
