@@ -79,6 +79,18 @@ class WorkflowRepository:
         )
         return bool(outcome.matched_count)
 
+    async def reopen(self, workflow_id: str, name: str) -> None:
+        """Have a workflow wait once more for the undo of `name`, which it ended without; nothing where it did not."""
+        waits = {"status": "COMPENSATING", f"compensations.{name}.status": "PENDING", "finished_at": None}
+        await self._workflows.update_one(
+            {"workflow_id": workflow_id, "uncompensated": name},
+            {
+                "$set": {**waits, "looks": 0, "look_at": present()},
+                "$unset": {"expires_at": ""},
+                "$inc": {"version": 1},
+            },
+        )
+
     async def wake(self, workflow_ids: Collection[str]) -> None:
         """Have open workflows looked at now. Whoever is looking at one has to look again: hence the version."""
         await self._workflows.update_many(

@@ -32,6 +32,8 @@ ATTEMPTS = 10  # at a workflow that others change at the same time; then it is d
 LOOK_MAX = 60.0  # seconds between two looks at most
 AT_ONCE = 100  # tasks whose results are read at a time: with 256 KiB each
 BACKGROUND_MAX = 50  # workflows that one replica drives on by itself; beat has the others
+CLOSING = 5.0  # seconds that what is being driven on has when its process ends
+REST_MAX = 0.5  # seconds after a round before the next one, at most
 INTERVAL = 1.0  # seconds between two looks for what is due
 FIELDS = ("status", "result", "error", "attempts", "started_at", "finished_at", "unpublished")
 
@@ -100,7 +102,9 @@ class Conductor:
         return len(ids)
 
     async def aclose(self) -> None:
-        """End what is being driven on in the background: beat goes on with it."""
+        """Let what is being driven on in the background end, or end it: beat goes on with it."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=CLOSING)
         await end(self._background)
 
     async def advance(self, workflow_id: str) -> None:
@@ -185,7 +189,11 @@ class Conductor:
 
     async def _round_and_rest(self) -> None:
         self._woken.clear()
-        if await self.round() < self._batch:
+        began = asyncio.get_running_loop().time()
+        looked = await self.round()
+        # Large workflows whose members end one after the other would be looked at without end: half the time is enough.
+        await asyncio.sleep(min(asyncio.get_running_loop().time() - began, REST_MAX))
+        if looked < self._batch:
             try:
                 await asyncio.wait_for(self._woken.wait(), INTERVAL)
             except TimeoutError:

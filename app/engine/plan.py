@@ -37,6 +37,7 @@ class Stage(StrEnum):
 
 ENDED = frozenset({Stage.SUCCESS, Stage.FAILURE, Stage.CANCELLED})
 WAITING, SKIPPED = "WAITING", "SKIPPED"
+NOT_COMPENSATED = "not_compensated"  # the kind of failure of a workflow that was only cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +241,9 @@ class _Board:
         failed = [name for name, one in self._undos.items() if one["status"] != Status.SUCCESS]
         if failed:
             shown = ", ".join(failed[:20])
-            self._fail(
-                "not_compensated", f"It was cancelled, but what these did could not be taken back: {shown}", None
-            )
+            self._fail(NOT_COMPENSATED, f"It was cancelled, but what these did could not be taken back: {shown}", None)
+        elif self._error is not None and self._error["type"] == NOT_COMPENSATED:
+            self._error = None  # an operator had the undo run again
         for one in self._members.values():
             if one["status"] == WAITING:
                 one["status"] = SKIPPED

@@ -95,15 +95,21 @@ class WorkflowService:
         """Replay a dead letter as `TaskService.replay` does, unless it is of a member of a workflow.
 
         Raises `Conflict` for that: its workflow has failed with it, and what it did is taken back. An undo may be run
-        again as long as its workflow is known.
+        again as long as its workflow is known, which then waits for it and ends anew.
         """
         workflow_id = letter.get("workflow")
-        if workflow_id:
-            found = await self._workflows.get(workflow_id)
-            undos = found["compensations"].values() if found is not None else ()
-            if not any(undo["task_id"] == letter["task_id"] for undo in undos):
-                raise problems.Conflict("Its workflow has ended, or ends because of it: start the workflow again.")
-        return await self._tasks.replay(letter, by=by)
+        if not workflow_id:
+            return await self._tasks.replay(letter, by=by)
+        found = await self._workflows.get(workflow_id)
+        undos = found["compensations"] if found is not None else {}
+        name = next((name for name, undo in undos.items() if undo["task_id"] == letter["task_id"]), None)
+        if name is None:
+            raise problems.Conflict("Its workflow has ended, or ends because of it: start the workflow again.")
+        replayed = await self._tasks.replay(letter, by=by)
+        if replayed:
+            # Not before: the workflow would find the undo as it failed, and end.
+            await self._workflows.reopen(workflow_id, name)
+        return replayed
 
     async def _refuse_too_many(self) -> None:
         counted_at, count = self._open

@@ -199,6 +199,14 @@ def noted(self: LightTask, payload: Failures) -> str:
     return payload.mark
 
 
+@celery.task(name="test.mended", base=LightTask, bind=True, pydantic=True)
+def mended(self: LightTask, payload: Failures) -> str:
+    """Fails for good for as long as Redis says that what `mark` names is broken."""
+    if self.backend.client.exists(f"broken:{payload.mark}"):
+        raise HopelessError("it is broken")
+    return payload.mark
+
+
 @celery.task(name="test.paced", base=LightTask, bind=True, pydantic=True, overall_rate=0.5)
 def paced(self: LightTask, payload: Size) -> int:
     self.backend.client.rpush("paced", self.request.id)

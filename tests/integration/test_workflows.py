@@ -18,7 +18,7 @@ from app.database import ResultReader
 from app.engine.state import TaskStore
 from app.tasks.dataset import values
 from deploy.native.supervision import Supervisor
-from tests.integration.harness import Stack, bearer, new_key, problem, replica, wait_until
+from tests.integration.harness import Stack, bearer, command, new_key, problem, replica, wait_until
 from tests.integration.workflows import Trip, Wide
 
 pytestmark = pytest.mark.integration
@@ -169,8 +169,13 @@ def test_a_member_that_kills_its_workers_fails_its_workflow(api: httpx.Client, r
     assert noted(records, workflow_id) == ["a", "undo-b", "undo-a"]
 
 
-def test_a_letter_of_a_member_is_not_replayed_by_itself(stack: Stack, api: httpx.Client) -> None:
-    document = ended(api, begin(api, "test-trip", middle="test.hopeless", undo="test.hopeless"))
+def test_a_letter_of_a_member_is_not_replayed_by_itself_and_that_of_an_undo_is(
+    stack: Stack, api: httpx.Client, records: redis.Redis
+) -> None:
+    mark = uuid4().hex
+    records.set(f"broken:{mark}", 1)
+    document = ended(api, begin(api, "test-trip", middle="test.hopeless", undo="test.mended", mark=mark))
+    assert document["uncompensated"] == ["b"]
     admin = bearer(new_key(stack, "--admin"))
     task_ids = [document["members"]["b"]["task_id"], document["compensations"]["b"]["task_id"]]
 
@@ -182,7 +187,15 @@ def test_a_letter_of_a_member_is_not_replayed_by_itself(stack: Stack, api: httpx
     member, undo = (wait_until(letters)[task_id] for task_id in task_ids)
     assert member["workflow"] == undo["workflow"] == document["workflow_id"]
     problem(api.post(f"/api/dead-letters/{member['id']}/replay", headers=admin), 409, "conflict")
+    told = command(stack, "dead-letters", "replay", member["id"])
+    assert told.returncode == 1
+    # What takes back may be tried again, and its workflow knows.
+    records.delete(f"broken:{mark}")
     assert api.post(f"/api/dead-letters/{undo['id']}/replay", headers=admin).status_code == 202
+    wait_until(lambda: look(api, document["workflow_id"])["uncompensated"] == [])
+    again = ended(api, document["workflow_id"])
+    assert (again["status"], again["error"]["type"]) == ("FAILURE", "hopeless")
+    assert again["compensations"]["b"]["status"] == "SUCCESS"
 
 
 def test_a_cancel_stops_what_runs_and_takes_back_what_was_done(api: httpx.Client, records: redis.Redis) -> None:
@@ -224,6 +237,14 @@ def test_a_repeat_with_the_same_key_makes_one_workflow(api: httpx.Client) -> Non
     assert second.headers["idempotent-replayed"] == "true"
     other = api.post("/api/workflows/test-trip", json={"middle": "test.hopeless"}, headers=headers)
     problem(other, 422, "key-reused")
+
+
+def test_the_same_request_at_another_replica_makes_one_workflow(stack: Stack) -> None:
+    headers = {"X-Edge-Request-Id": uuid4().hex}  # as nginx sends it when it tries the next one
+    answers = [httpx.post(f"{url}/api/workflows/test-trip", json={}, headers=headers) for url in stack.replicas]
+    assert answers[0].json()["workflow_id"] == answers[1].json()["workflow_id"]
+    assert {answer.status_code for answer in answers} == {202}
+    assert "idempotent-replayed" not in answers[1].headers
 
 
 def test_a_workflow_belongs_to_the_key_that_made_it(stack: Stack, api: httpx.Client) -> None:

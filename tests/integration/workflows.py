@@ -15,6 +15,7 @@ class Trip(Payload):
     failures: int = 0
     steps: int = 1
     seconds: float = 0.05
+    mark: str = "undo-b"
 
 
 class Wide(Payload):
@@ -35,7 +36,7 @@ def trip(request: Trip) -> list[Step]:
             return Steps(steps=request.steps, seconds=request.seconds)
         return Failures(failures=request.failures, mark="b")
 
-    undo = Undo(request.undo, lambda _: Failures(failures=0, mark="undo-b"), Queue.LIGHT)
+    undo = Undo(request.undo, lambda _: Failures(failures=0, mark=request.mark), Queue.LIGHT)
     queue = Queue.HEAVY if request.middle in ("test.steps", "test.poison") else Queue.LIGHT
     return chain(noted("a"), Step("b", request.middle, middle, undo=undo, queue=queue), noted("c"))
 

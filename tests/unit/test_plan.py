@@ -193,6 +193,12 @@ def test_a_cancel_that_could_not_be_taken_back_is_a_failure():
     run.end("undo-a", "FAILURE")
     run.look()
     assert (run.document["status"], run.document["error"]["type"]) == ("FAILURE", "not_compensated")
+    # An operator has the undo run again.
+    run.document["status"] = "COMPENSATING"
+    run.document["compensations"]["a"]["status"] = "PENDING"
+    run.end("undo-a")
+    run.look()
+    assert (run.document["status"], run.document["error"], run.document["uncompensated"]) == ("CANCELLED", None, [])
 
 
 def test_a_workflow_cancelled_before_it_began_has_done_nothing():
