@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.retry import Retry as BlockingRetry
 
 from app.database import (
     DeadLetterRepository,
@@ -174,6 +175,8 @@ def worker_context() -> WorkerContext:
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
             health_check_interval=25,
+            # A time-out is not repeated: a task's own time is limited.
+            retry=BlockingRetry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         ),
         http=httpx.Client(
             timeout=settings.outside_timeout,

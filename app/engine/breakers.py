@@ -4,6 +4,7 @@ A breaker saves workers and a struggling backend the calls that would fail, so i
 Redis does not answer, calls pass. See breakers.lua for the states.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 SCRIPT = files("app.engine").joinpath("breakers.lua").read_text()
 MICROSECONDS = 1_000_000  # a second
 PROBE = 2
+PAUSE = 2.0  # seconds without asking Redis after it failed, so that few calls wait for it
 FIELDS = ("state", "failures", "opened_at", "retry_at")
 
 
@@ -67,15 +69,15 @@ class Breakers:
     def __init__(self, client: redis.Redis, *, failures: int, window: float, seconds: float, lease: float) -> None:
         self._script = client.register_script(SCRIPT)
         self._most = failures
+        self._away_until = 0.0
         self._window, self._pause, self._lease = (round(each * MICROSECONDS) for each in (window, seconds, lease))
 
     def enter(self, name: str) -> Pass:
         """Leave to call a backend. Raises `BreakerOpenError`."""
-        try:
-            passes, generation, wait = self._run(name, "enter", self._lease)
-        except RedisError as error:
-            log.warning("breaker not asked, Redis cannot serve", backend=name, error=f"{type(error).__name__}: {error}")
+        answer = self._run(name, "enter", self._lease)
+        if answer is None:
             return Pass(name, None)
+        passes, generation, wait = answer
         if not passes:
             seconds = max(1, round(wait / MICROSECONDS))
             raise BreakerOpenError(f"{name} has failed too often lately; it is called again in {seconds} s at most.")
@@ -85,18 +87,21 @@ class Breakers:
         """Tell how the call went. Of one that began before the breaker's last change nothing is counted."""
         if leave.generation is None or (well and not leave.probe):
             return  # a closed breaker has nothing to learn of what is well
-        try:
-            if well:
-                self._run(leave.name, "success", leave.generation)
-            else:
-                self._run(leave.name, "failure", leave.generation, self._most, self._window, self._pause)
-        except RedisError as error:
-            log.warning(
-                "breaker not told, Redis cannot serve", backend=leave.name, error=f"{type(error).__name__}: {error}"
-            )
+        if well:
+            self._run(leave.name, "success", leave.generation)
+        else:
+            self._run(leave.name, "failure", leave.generation, self._most, self._window, self._pause)
 
     def _run(self, name: str, *words: Any) -> Any:
-        return self._script(keys=[breaker_key(name)], args=words)
+        """What the script answers; None where Redis cannot serve, or is left alone."""
+        if time.monotonic() < self._away_until:
+            return None
+        try:
+            return self._script(keys=[breaker_key(name)], args=words)
+        except RedisError as error:
+            self._away_until = time.monotonic() + PAUSE
+            log.warning("breaker not asked, Redis cannot serve", backend=name, error=f"{type(error).__name__}: {error}")
+            return None
 
 
 async def breakers(client: Redis, names: Iterable[str]) -> list[Breaker]:

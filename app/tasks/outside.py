@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import httpx
 import orjson
+from celery.exceptions import SoftTimeLimitExceeded
 
 from app.context import worker_context
 from app.contracts import Backend
@@ -58,7 +59,14 @@ class Call(LightTask):
 
         Raises `RefusedError` where it refuses, `OutsideError` and `BreakerOpenError` where another attempt may help.
         """
-        headers = {"idempotency-key": self.key(step)}
+        try:
+            return self._post(backend, path, self.key(step), body)
+        except SoftTimeLimitExceeded as error:
+            # Elsewhere a task that ran too long would do so again; this one waited for others.
+            raise OutsideError(f"{backend} had not answered when the task's time was over.") from error
+
+    def _post(self, backend: Backend, path: str, key: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        headers = {"idempotency-key": key}
         if has_record(self.request):
             headers["x-request-id"] = message_of(self.request, self.name).request_id
         leave = _breakers().enter(backend)

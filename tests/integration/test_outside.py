@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import httpx
+import pymongo
 import pytest
 
 from tests.integration.harness import Stack, paused, wait_until
@@ -151,6 +154,26 @@ def test_nothing_is_shipped_that_was_not_reserved_and_what_nobody_sells_is_relea
     assert refusal(outside.post(f"/inventory/{sku}/ship", headers=key())) == (409, "conflict")
     assert refusal(outside.post("/inventory/unheard-of/reserve", json={"quantity": 1}, headers=key()))[0] == 404
     assert outside.post("/inventory/unheard-of/release", headers=key()).status_code == 204
+
+
+def reservations(state: str, at: datetime) -> list[dict[str, Any]]:
+    return [{"key": f"k-{row}", "quantity": 1, "price": 1, "state": state, "at": at} for row in range(10_000)]
+
+
+def test_a_shelf_keeps_so_many_reservations_and_forgets_those_that_ended_long_ago(
+    stack: Stack, outside: httpx.Client, sku: str
+) -> None:
+    with pymongo.MongoClient(stack.settings.mongodb_url.get_secret_value()) as client:
+        shelves, now = client["stack"]["outside_stock"], datetime.now(UTC)
+        shelves.update_one({"_id": sku}, {"$set": {"reservations": reservations("reserved", now - timedelta(days=9))}})
+        answer = outside.post(f"/inventory/{sku}/reserve", json={"quantity": 1}, headers=key())
+        assert refusal(answer) == (503, "unavailable")
+        assert refusal(outside.post(f"/inventory/{sku}/release", headers=key())) == (503, "unavailable")
+        shelves.update_one({"_id": sku}, {"$set": {"reservations": reservations("shipped", now - timedelta(hours=2))}})
+        answer = outside.post(f"/inventory/{sku}/reserve", json={"quantity": 1}, headers=key())
+        assert answer.status_code == 200
+        assert len(shelves.find_one({"_id": sku})["reservations"]) == 1
+        shelves.delete_one({"_id": sku})
 
 
 def test_without_its_database_it_says_so_and_still_computes(stack: Stack, outside: httpx.Client) -> None:
