@@ -136,7 +136,7 @@ class Subscriber:
         async def start(message: AbstractIncomingMessage) -> None:
             task = asyncio.create_task(self._deliver(message))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(self._done)
 
         gone = asyncio.Event()
         (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: gone.set())
@@ -152,6 +152,11 @@ class Subscriber:
         if self._stop.is_set() and not channel.is_closed:
             await queue.cancel(tag)
             await channel.closed()  # those in work have it until `__aexit__` ends this
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an event was not settled, and will come again", exc_info=error)
 
     async def _deliver(self, message: AbstractIncomingMessage) -> None:
         """Settle one delivery; what goes wrong with that is settled by the next one."""
@@ -185,11 +190,13 @@ class Subscriber:
                 if not await self._away(error):
                     # A mistake of ours must not keep the event, and a place in the prefetch, for ever.
                     log.exception("an event cannot be handled")
-                    await asyncio.sleep(self._backoff_max)
+                    await self._rest(self._backoff_max)
                     return "again"
                 log.warning("an event waits for a server", error=f"{type(error).__name__}: {error}")
             attempts += 1
-            await asyncio.sleep(self._pause(attempts))
+            await self._rest(self._pause(attempts))
+            if self._stop.is_set():
+                return "again"
             if clock() - began > self._patience:
                 with suppress(Refused, Unconfirmed):
                     replay = str(message.headers.get(REPLAY, ""))
@@ -234,8 +241,13 @@ class Subscriber:
             return "done"
         if permanent:
             return "dead"
-        await asyncio.sleep(self._pause(attempts))
+        await self._rest(self._pause(attempts))
         return "again"
+
+    async def _rest(self, seconds: float) -> None:
+        # A process that is told to stop waits for nothing.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     def _pause(self, attempts: int) -> float:
         longest = min(self._backoff_max, 2.0 ** min(attempts, 30))

@@ -508,6 +508,26 @@ async def test_who_is_told_to_stop_finishes_what_is_in_work(  # noqa: PLR0913, P
     assert (await queue.get(fail=False, timeout=5)) is None
 
 
+async def test_who_is_told_to_stop_does_not_wait_for_the_next_attempt(
+    api: httpx.Client, context: Context, database: Any, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.events.GRACE", 3600)  # who waits that long does not pass
+    failing = Handlers()
+
+    @failing("user.*")
+    async def fails(_event: Event, _session: Any, _database: Any) -> None:
+        raise OSError("not yet")
+
+    async with context.subscriber(service, failing, backoff_max=3600) as subscriber:
+        subscriber._pause = lambda _: 3600.0  # noqa: SLF001
+        event_id = (await asyncio.to_thread(publish, api))["event_id"]
+        marker = {"_id": f"{service} /api/events {event_id}"}
+        await until(lambda: database["event_markers"].find_one(marker))
+        await asyncio.sleep(0.5)
+    assert (await context.publisher.depths([f"events.{service}"])) == {f"events.{service}": 1}
+    assert not letters(database, service)
+
+
 async def test_a_queue_that_was_deleted_is_made_again(
     stack: Stack, api: httpx.Client, database: Any, channel: Any
 ) -> None:
