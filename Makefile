@@ -59,8 +59,8 @@ format: dev ## put the code into its form
 test-unit: dev ## the fast tests, without servers
 	@$(PYTEST) tests/unit
 
-test: dev ## all tests but Docker's and the faults, on two native stacks of their own
-	@$(PYTEST) -n 2 --dist loadfile -m "not docker and not faults"
+test: dev ## all tests but Docker's and the faults, on three native stacks of their own
+	@$(PYTEST) -n 3 --dist loadfile -m "not docker and not faults"
 
 test-docker: dev ## build the image, run the compose stack, test it (needs Docker with Compose v2)
 	@$(PYTEST) tests/docker
