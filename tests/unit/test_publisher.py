@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import aio_pika
@@ -6,7 +7,7 @@ import pytest
 from amqp.serialization import loads
 
 from app.celery_app import create_celery
-from app.engine.publisher import RECORD, envelope
+from app.engine.publisher import RECORD, Publisher, Refused, envelope
 from app.engine.state import Message
 from app.settings import Settings
 
@@ -83,3 +84,23 @@ def test_workers_read_the_headers_as_they_were_sent():
     # Encoded by aio-pika's library, decoded by Celery's: the property flags, content type and encoding, the headers.
     (_, _, headers), _ = loads("ssF", envelope(MESSAGE).properties.marshal(), 2)
     assert headers == envelope(MESSAGE).headers
+
+
+async def test_those_who_waited_for_a_broker_in_vain_go_on_one_by_one():
+    def refuse() -> None:
+        raise OSError("away")
+
+    ended, turns = [], 0
+
+    async def publish(publisher: Publisher) -> None:
+        (error,) = await publisher.publish_many([MESSAGE])
+        assert isinstance(error, Refused)
+        ended.append(turns)
+
+    async with Publisher("amqp://127.0.0.1:9//", name="test", timeout=5, declare=refuse) as publisher:
+        waiting = asyncio.gather(*(publish(publisher) for _ in range(100)))
+        while not waiting.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await waiting
+    assert len(set(ended)) == 100
