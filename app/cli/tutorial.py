@@ -112,8 +112,8 @@ async def queues(tutor: Tutor) -> None:
         "Heavy work waits in three queues, heavy.high, heavy and heavy.low, and every heavy worker takes from all of "
         "them; light work has a queue and workers of its own. First come twelve of low priority, then two of high."
     )
-    low = await tutor.submit([{"data": "x", "iterations": 3000, "priority": "low"}] * 12)
-    high = await tutor.submit([{"data": "x", "iterations": 3000, "priority": "high"}] * 2)
+    low = await tutor.submit([{"data": "x", "iterations": 1000, "priority": "low"}] * 12)
+    high = await tutor.submit([{"data": "x", "iterations": 1000, "priority": "high"}] * 2)
     records = {record["task_id"]: record for record in await tutor.ended([*low, *high])}
 
     def slowest(ids: list[str]) -> float:
@@ -198,7 +198,7 @@ async def scaling(tutor: Tutor) -> None:
 
 
 async def _drain(tutor: Tutor) -> None:
-    ids = await tutor.submit([{"data": "x", "iterations": 2000}] * 40)
+    ids = await tutor.submit([{"data": "x", "iterations": 500}] * 40)
     began = time.monotonic()
     records = await tutor.ended(ids)
     workers = {record["worker"] for record in records}
