@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from datetime import datetime
 
 import httpx
 
@@ -18,6 +18,7 @@ from tests.faults.faults import Fault, Scene, SkippedError
 from tests.faults.load import FINAL, Ledger, Load, Rates
 from tests.faults.reconcile import reconcile
 from tests.faults.report import Row
+from tests.faults.witness import Stalls
 from tests.integration.harness import Stack
 
 BEFORE, AFTER = 3, 4  # seconds of load around fault and healing, times the factor
@@ -25,16 +26,14 @@ HEALED = 90  # seconds after which a stack is not waited for any longer; it is t
 CUT = frozenset({"refused", "RemoteProtocolError", "ReadError", "WriteError"})  # what a client sees of a dying nginx
 
 
-async def trial(
-    stack: Stack, fault: Fault, *, factor: float = 1, rates: Rates | None = None, say: Callable[[str], None] = print
-) -> Row:
+async def trial(stack: Stack, fault: Fault, stalls: Stalls, *, factor: float = 1, rates: Rates | None = None) -> Row:
     """Apply one fault to a stack that is well, and tell what became of all that clients asked for.
 
     `factor` is of how long the load runs around the fault, and of how many malformed requests there are.
     """
     ledger = Ledger(tag=f"{time.time_ns():x}")
     scene, row = Scene(stack, factor), Row(fault.name)
-    ends = _ends_of_logs(stack)
+    since = time.time()
     async with (
         open_context(stack.settings, service="load") as context,
         Load(stack.url, ledger, context, rates).running(),
@@ -46,7 +45,6 @@ async def trial(
         except SkippedError as reason:
             row.skipped = str(reason)
         row.recovered = await recovered(stack, scene.over_at)
-        say(f"{fault.name}: recovered in {row.recovered and round(row.recovered, 1)} s")
         await asyncio.sleep(AFTER * factor)
     found = await reconcile(stack, ledger, poison=scene.poison, forgets=fault.forgets)
     row.requests, row.accepted = ledger.requests + scene.requests, len(ledger.accepted())
@@ -60,7 +58,7 @@ async def trial(
     for error, count in ledger.errors.items():
         if fault.flawless or (error[0].isalpha() and not (fault.cuts_clients and error in CUT)):
             row.wrong[error] = count
-    row.block = _longest_block(stack, ends)
+    row.block = _longest_block(stack, since, stalls)
     return row
 
 
@@ -102,18 +100,15 @@ async def _serves(client: httpx.AsyncClient) -> bool:
     return answer.status_code == 200
 
 
-def _ends_of_logs(stack: Stack) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in stack.layout.logs.iterdir()}
-
-
-def _longest_block(stack: Stack, ends: dict[str, int]) -> int:
-    """Milliseconds of the longest block of an event loop that was logged since."""
-    longest = 0
+def _longest_block(stack: Stack, since: float, stalls: Stalls) -> int:
+    """Milliseconds of the longest block of an event loop that was logged since, less what the machine stood still."""
+    limit, longest = stack.settings.loop_block_warning * 1000, 0
     for path in stack.layout.logs.iterdir():
-        if path.name.startswith(("api-", "beat")):
-            text = path.read_bytes()
-            begin = ends.get(path.name, 0)
-            for line in text[begin if len(text) >= begin else 0 :].splitlines():
-                if b'"event loop blocked"' in line:
-                    longest = max(longest, json.loads(line)["ms"])
+        for line in path.read_bytes().splitlines():
+            if b'"event loop blocked"' in line:
+                told = json.loads(line)
+                moment = datetime.fromisoformat(told["timestamp"]).timestamp()
+                block = round(told["ms"] - stalls.before(moment) * 1000)
+                if moment > since and block > limit:
+                    longest = max(longest, block)
     return longest

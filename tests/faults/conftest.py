@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.load import Rates
 from tests.faults.report import Row, markdown, write
+from tests.faults.witness import Stalls, witnessed
 from tests.integration.harness import ROOT, Stack
 
 REPORT = Path(os.environ.get("FAULTS_REPORT", ROOT / ".faults"))
@@ -45,6 +46,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield running
     shutil.copytree(running.layout.logs, REPORT / "logs", dirs_exist_ok=True)
     running.run("clean")
+
+
+@pytest.fixture(scope="session")
+def stalls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stalls]:
+    with witnessed(tmp_path_factory.mktemp("witness") / "stalls") as seen:
+        yield seen
 
 
 @pytest.fixture
