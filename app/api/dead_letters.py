@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import orjson
-from bson import ObjectId
-from bson.errors import InvalidId
 from fastapi import APIRouter, Query, Response
 
 from app import problems
 from app.api.dependencies import AdminDep, ContextDep
+from app.api.parsing import object_id, position
 from app.models import DeadLetter, DeadLetterPage, Replayed
 
 router = APIRouter(
@@ -31,8 +30,7 @@ async def list_letters(  # one parameter a filter
     queue: Annotated[str | None, Query(max_length=200)] = None,
 ) -> DeadLetterPage:
     """A page of dead letters, the latest first."""
-    before = None if cursor is None else _id(cursor, problems.Invalid("The cursor is not one that this API gave."))
-    rows = await context.letters.page(limit=limit + 1, before=before, state=state, name=task, queue=queue)
+    rows = await context.letters.page(limit=limit + 1, before=position(cursor), state=state, name=task, queue=queue)
     page = [_shown(row) for row in rows[:limit]]
     following = page[-1].id if len(rows) > limit else None
     if following:
@@ -76,17 +74,10 @@ async def discard(letter_id: str, context: ContextDep, admin: AdminDep) -> None:
 
 
 async def _existing(context: ContextDep, letter_id: str) -> dict[str, Any]:
-    row = await context.letters.get(_id(letter_id, problems.NotFound(NO_LETTER)))
+    row = await context.letters.get(object_id(letter_id, NO_LETTER))
     if row is None:
         raise problems.NotFound(NO_LETTER)
     return row
-
-
-def _id(text: str, otherwise: problems.Problem) -> ObjectId:
-    try:
-        return ObjectId(text)
-    except InvalidId:
-        raise otherwise from None
 
 
 def _shown(row: dict[str, Any]) -> DeadLetter:

@@ -3,11 +3,10 @@
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from app import problems
 from app.api.dependencies import ContextDep, IdentityDep
+from app.api.parsing import validated
 from app.contracts import EVENTS, EventName, Payload
 from app.engine.identity import body_digest
 from app.models import EventAccepted, EventRequest
@@ -31,9 +30,4 @@ def _data(kind: EventName, data: dict[str, Any]) -> Payload:
     contract = EVENTS[kind]
     if contract.internal:
         raise problems.Invalid(f"The stack itself tells of {kind}; nobody else may.")
-    try:
-        return contract.data.model_validate(data)
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**row, "loc": ("body", "data", *row["loc"])} for row in error.errors()]
-        ) from error
+    return validated(contract.data, data, "data")

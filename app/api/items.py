@@ -3,14 +3,11 @@
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from bson import ObjectId
-from bson.errors import InvalidId
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from app import problems
 from app.api.dependencies import ContextDep, EdgeKeyDep, IdentityDep
+from app.api.parsing import object_id, position, validated
 from app.api.preconditions import entity_tag, expected_versions, not_modified
 from app.contracts import nested_deeper
 from app.engine.identity import body_digest
@@ -36,7 +33,7 @@ async def list_items(
     category: Annotated[str | None, Query(min_length=1, max_length=100)] = None,
 ) -> ItemPage:
     """A page of items in the order they were made; the next page costs the same, however far it is."""
-    rows = await context.items.page(limit=limit + 1, after=_cursor(cursor), category=category)
+    rows = await context.items.page(limit=limit + 1, after=position(cursor), category=category)
     page = [_item(row) for row in rows[:limit]]
     following = page[-1].id if len(rows) > limit else None
     if following:
@@ -67,7 +64,7 @@ async def get_item(
     if_none_match: Annotated[str | None, Header(description="Answer 304 if this is the present ETag.")] = None,
 ) -> Item | Response:
     """One item."""
-    row = await context.items.get(_id(item_id))
+    row = await context.items.get(object_id(item_id, NO_ITEM))
     if row is None:
         raise problems.NotFound(NO_ITEM)
     tag = entity_tag(row["version"])
@@ -89,7 +86,7 @@ async def replace_item(
     """Replace an item's content; fields that are not given get their defaults."""
     fields = content.model_dump()
     row = await context.items.change(
-        _id(item_id), lambda _: fields, versions=expected_versions(if_match), edge=edge_key
+        object_id(item_id, NO_ITEM), lambda _: fields, versions=expected_versions(if_match), edge=edge_key
     )
     return _changed(row, response)
 
@@ -108,11 +105,13 @@ async def patch_item(
         raise problems.Invalid(f"The patch is nested deeper than {METADATA_MAX_DEPTH + 1} levels.")
 
     def merged(row: dict[str, Any]) -> dict[str, Any]:
-        return _validated(
-            merge_patch({name: row[name] for name in ItemContent.model_fields if name in row}, patch)
+        return validated(
+            ItemContent, merge_patch({name: row[name] for name in ItemContent.model_fields if name in row}, patch)
         ).model_dump()
 
-    row = await context.items.change(_id(item_id), merged, versions=expected_versions(if_match), edge=edge_key)
+    row = await context.items.change(
+        object_id(item_id, NO_ITEM), merged, versions=expected_versions(if_match), edge=edge_key
+    )
     return _changed(row, response)
 
 
@@ -124,7 +123,7 @@ async def patch_item(
 )
 async def delete_item(item_id: str, context: ContextDep, edge_key: EdgeKeyDep, if_match: IfMatch = None) -> None:
     """Delete an item."""
-    if not await context.items.delete(_id(item_id), versions=expected_versions(if_match), edge=edge_key):
+    if not await context.items.delete(object_id(item_id, NO_ITEM), versions=expected_versions(if_match), edge=edge_key):
         raise problems.NotFound(NO_ITEM)
 
 
@@ -148,26 +147,5 @@ def _changed(row: dict[str, Any] | None, response: Response) -> Item:
     return _item(row)
 
 
-def _validated(content: dict[str, Any]) -> ItemContent:
-    try:
-        return ItemContent.model_validate(content)
-    except ValidationError as error:
-        raise RequestValidationError([{**row, "loc": ("body", *row["loc"])} for row in error.errors()]) from error
-
-
 def _item(row: dict[str, Any]) -> Item:
     return Item(id=str(row["_id"]), **{name: row[name] for name in Item.model_fields if name in row})
-
-
-def _id(text: str) -> ObjectId:
-    try:
-        return ObjectId(text)
-    except InvalidId:
-        raise problems.NotFound(NO_ITEM) from None
-
-
-def _cursor(text: str | None) -> ObjectId | None:
-    try:
-        return None if text is None else ObjectId(text)
-    except InvalidId:
-        raise problems.Invalid("The cursor is not one that this API gave.") from None

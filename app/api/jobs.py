@@ -4,12 +4,12 @@ import json
 import re
 from typing import Annotated, Any
 from urllib.parse import urlencode
-from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
 from app import problems
 from app.api.dependencies import ContextDep, IdentityDep, PrincipalDep, RequestIdDep
+from app.api.parsing import uuid
 from app.contracts import RunJob
 from app.engine.identity import body_digest
 from app.engine.jobs import NO_JOB, job_of
@@ -73,7 +73,7 @@ async def list_jobs(
 @router.get("/jobs/{job_id}", responses={404: problems.example(problems.NotFound)})
 async def get_job(job_id: str, context: ContextDep, principal: PrincipalDep, response: Response) -> Job:
     """One job with its steps."""
-    row = await context.jobs.get(_job_id(job_id), principal)
+    row = await context.jobs.get(uuid(job_id, NO_JOB), principal)
     response.headers["Cache-Control"] = "no-store"
     if row["status"] in ("PENDING", "IN_PROGRESS"):
         response.headers["Retry-After"] = str(problems.jittered(1))
@@ -82,10 +82,3 @@ async def get_job(job_id: str, context: ContextDep, principal: PrincipalDep, res
 
 def _result(text: str | None) -> Any:
     return None if text is None else json.loads(text)
-
-
-def _job_id(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise problems.NotFound(NO_JOB) from None

@@ -5,15 +5,12 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import orjson
-from bson import ObjectId
-from bson.errors import InvalidId
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from app import problems
 from app.api.dependencies import AdminDep, ContextDep, EdgeKeyDep, IdentityDep
 from app.api.items import merge_patch
+from app.api.parsing import object_id, position, validated
 from app.api.preconditions import entity_tag, expected_versions
 from app.contracts import nested_deeper
 from app.database.documents import present
@@ -46,8 +43,7 @@ async def list_schedules(
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
 ) -> SchedulePage:
     """A page of schedules in the order they were made."""
-    after = None if cursor is None else _id(cursor, problems.Invalid("The cursor is not one that this API gave."))
-    rows = await context.schedules.page(limit=limit + 1, after=after)
+    rows = await context.schedules.page(limit=limit + 1, after=position(cursor))
     page = [_schedule(row) for row in rows[:limit]]
     following = page[-1].id if len(rows) > limit else None
     if following:
@@ -75,7 +71,7 @@ async def create_schedule(
 @router.get("/{schedule_id}", responses=ABSENT)
 async def get_schedule(schedule_id: str, context: ContextDep, _admin: AdminDep, response: Response) -> ScheduleShown:
     """One schedule, with its latest fires."""
-    row = await context.schedules.get(_id(schedule_id, problems.NotFound(NO_SCHEDULE)))
+    row = await context.schedules.get(object_id(schedule_id, NO_SCHEDULE))
     if row is None:
         raise problems.NotFound(NO_SCHEDULE)
     fires = await context.fires.latest(row["_id"], FIRES_SHOWN)
@@ -96,7 +92,7 @@ async def replace_schedule(
 ) -> Schedule:
     """Replace what a schedule says; fields that are not given get their defaults."""
     row = await context.schedules.change(
-        _id(schedule_id, problems.NotFound(NO_SCHEDULE)),
+        object_id(schedule_id, NO_SCHEDULE),
         lambda row: _change(row, content),
         versions=expected_versions(if_match),
         edge=edge_key,
@@ -118,8 +114,8 @@ async def patch_schedule(
     if nested_deeper(patch, METADATA_MAX_DEPTH + 1):
         raise problems.Invalid(f"The patch is nested deeper than {METADATA_MAX_DEPTH + 1} levels.")
     row = await context.schedules.change(
-        _id(schedule_id, problems.NotFound(NO_SCHEDULE)),
-        lambda row: _change(row, _validated(merge_patch(_content(row), patch))),
+        object_id(schedule_id, NO_SCHEDULE),
+        lambda row: _change(row, validated(ScheduleContent, merge_patch(_content(row), patch))),
         versions=expected_versions(if_match),
         edge=edge_key,
     )
@@ -131,7 +127,7 @@ async def delete_schedule(
     schedule_id: str, context: ContextDep, _admin: AdminDep, edge_key: EdgeKeyDep, if_match: IfMatch = None
 ) -> None:
     """Delete a schedule; fires that were due before are still made."""
-    known = _id(schedule_id, problems.NotFound(NO_SCHEDULE))
+    known = object_id(schedule_id, NO_SCHEDULE)
     if not await context.schedules.delete(known, versions=expected_versions(if_match), edge=edge_key):
         raise problems.NotFound(NO_SCHEDULE)
 
@@ -158,13 +154,6 @@ def _content(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in ScheduleContent.model_fields}, "payload": orjson.loads(row["payload"])}
 
 
-def _validated(content: dict[str, Any]) -> ScheduleContent:
-    try:
-        return ScheduleContent.model_validate(content)
-    except ValidationError as error:
-        raise RequestValidationError([{**row, "loc": ("body", *row["loc"])} for row in error.errors()]) from error
-
-
 def _changed(row: dict[str, Any] | None, response: Response) -> Schedule:
     if row is None:
         raise problems.NotFound(NO_SCHEDULE)
@@ -174,10 +163,3 @@ def _changed(row: dict[str, Any] | None, response: Response) -> Schedule:
 
 def _schedule(row: dict[str, Any]) -> Schedule:
     return Schedule.model_validate({**row, "id": str(row["_id"]), "payload": orjson.loads(row["payload"])})
-
-
-def _id(text: str, otherwise: problems.Problem) -> ObjectId:
-    try:
-        return ObjectId(text)
-    except InvalidId:
-        raise otherwise from None

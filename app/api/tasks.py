@@ -1,17 +1,19 @@
 """What has become of a task, told at once or as it changes, and cancelling it."""
 
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
 
 from app import problems
 from app.api.dependencies import ContextDep, LiveDep, PrincipalDep, require_admin
+from app.api.parsing import uuid
 from app.api.stream import STREAM, TaskStream
 from app.api.waiting import WAIT_MAX, WaitDep
 from app.engine.live import Update
 from app.engine.record import FINAL
 from app.models import TaskCancelled, TaskStatus
+
+NO_TASK = "There is no task with this id."
 
 router = APIRouter(prefix="/api/async", tags=["tasks"], responses={404: problems.example(problems.NotFound)})
 
@@ -29,7 +31,7 @@ async def get_status(
     ] = None,
 ) -> dict[str, Any]:
     """A task's state, progress and result; `Retry-After` says when to ask again while it has not ended."""
-    known = _task_id(task_id)
+    known = uuid(task_id, NO_TASK)
     document = await context.tasks.status(known, principal)
     response.headers["Cache-Control"] = "no-store"
     if document["status"] in FINAL:
@@ -57,7 +59,7 @@ async def stream(
     latest of several changes is told to a reader who is slow. After the final event the stream ends; whoever comes back
     with its id gets 204, after which EventSource does not come again.
     """
-    known = _task_id(task_id)
+    known = uuid(task_id, NO_TASK)
     present = Update(await context.tasks.status(known, principal))
     if present.final and present.id == last_event_id:
         return Response(status_code=204)
@@ -74,17 +76,10 @@ async def cancel(
     ] = False,
 ) -> TaskCancelled:
     """Cancel a task: one that waits never starts, one that runs stops at its next report of progress."""
-    known = _task_id(task_id)
+    known = uuid(task_id, NO_TASK)
     if terminate:
         require_admin(principal)
         status = await context.tasks.terminate(known, principal)
     else:
         status = await context.tasks.cancel(known, principal)
     return TaskCancelled(task_id=known, status=status, status_url=f"/api/async/status/{known}")
-
-
-def _task_id(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise problems.NotFound("There is no task with this id.") from None

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 from fastapi import APIRouter, Response
 
 from app import problems
 from app.api.dependencies import ContextDep, IdentityDep, PrincipalDep, RequestIdDep
+from app.api.parsing import uuid
 from app.contracts import Payload
 from app.engine.identity import body_digest
 from app.engine.plan import ENDED
@@ -17,6 +17,7 @@ from app.engine.workflows import Definition
 from app.models import WorkflowAccepted, WorkflowCancelled, WorkflowStatus
 
 PREFIX = "/api/workflows"
+NO_WORKFLOW = "There is no workflow with this id."
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -68,7 +69,7 @@ def _offer(router: APIRouter, definition: Definition) -> None:
 
 async def get_workflow(workflow_id: str, context: ContextDep, principal: PrincipalDep) -> Response:
     """A workflow with each member's state; `Retry-After` says when to ask again while it has not ended."""
-    found = await context.workflows.find(_id(workflow_id), principal)
+    found = await context.workflows.find(uuid(workflow_id, NO_WORKFLOW), principal)
     headers = {"Cache-Control": "no-store"}
     if found["status"] not in ENDED:
         headers["Retry-After"] = str(problems.jittered(1))
@@ -79,16 +80,9 @@ async def get_workflow(workflow_id: str, context: ContextDep, principal: Princip
 
 async def cancel(workflow_id: str, context: ContextDep, principal: PrincipalDep) -> WorkflowCancelled:
     """Stop a workflow: what waits never starts, what runs stops at its next report, what was done is taken back."""
-    known = _id(workflow_id)
+    known = uuid(workflow_id, NO_WORKFLOW)
     status = await context.workflows.cancel(known, principal)
     return WorkflowCancelled(workflow_id=known, status=status, status_url=f"{PREFIX}/{known}")
-
-
-def _id(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise problems.NotFound("There is no workflow with this id.") from None
 
 
 def _shown(found: Mapping[str, Any], live: Mapping[str, Mapping[str, str]]) -> WorkflowStatus:

@@ -3,12 +3,10 @@
 from typing import Annotated
 from urllib.parse import urlencode
 
-from bson import ObjectId
-from bson.errors import InvalidId
 from fastapi import Query, Request, Response
 
-from app import problems
 from app.api.dependencies import PrincipalDep
+from app.api.parsing import position
 from app.database import Document
 
 
@@ -27,10 +25,7 @@ class Page:
         self._limit = limit
         self.limit = limit + 1  # one more tells whether there is a next page
         self.owner = None if principal.admin else principal.id
-        try:
-            self.after = None if cursor is None else ObjectId(cursor)
-        except InvalidId:
-            raise problems.Invalid("The cursor is not one that this API gave.") from None
+        self.after = position(cursor)
 
     def cut(self, rows: list[Document]) -> tuple[list[Document], str | None]:
         """The rows of this page and the cursor of the next, which `Link` names too (RFC 8288)."""

@@ -4,12 +4,11 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from deploy.native.plan import Plan
 from deploy.native.servers import find_tools
 from deploy.native.service import Service
 from deploy.native.supervision import Supervisor
-from tests.integration.harness import ROOT, Stack, start, wait_until
+from tests.integration.harness import ROOT, Stack, paused, start, wait_until
 
 FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -106,20 +105,6 @@ def kill(*names: str) -> Callable[[Scene], None]:
     return apply
 
 
-@contextmanager
-def stopped(stack: Stack, name: str) -> Iterator[None]:
-    """SIGSTOP to all processes of a service meanwhile: as a machine that hangs, its connections stay."""
-    processes = stack.processes(name)
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-
-
 def stop(name: str, seconds: float, times: int = 1) -> Callable[[Scene], None]:
     """Stop a service, `times` times, with two seconds between."""
 
@@ -127,7 +112,7 @@ def stop(name: str, seconds: float, times: int = 1) -> Callable[[Scene], None]:
         for number in range(times):
             if number:
                 time.sleep(2)
-            with stopped(scene.stack, leader(scene.stack) if name == "leader" else name):
+            with paused(scene.stack, leader(scene.stack) if name == "leader" else name):
                 time.sleep(seconds)
         scene.over()
 
@@ -191,7 +176,7 @@ def cut_off_worker(scene: Scene) -> None:
             return [row["name"] for row in management.get("/api/connections").json() if row.get("peer_port") in ports]
 
         found = wait_until(names)
-        with stopped(stack, "heavy-1"):
+        with paused(stack, "heavy-1"):
             for name in found:
                 management.delete(f"/api/connections/{name}").raise_for_status()
             time.sleep(6)

@@ -1,14 +1,12 @@
 """API keys, quotas and admission on the stack as it runs, and on replicas of it with other settings."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,7 +15,7 @@ import pytest
 import redis
 
 from deploy.native.ports import free_ports
-from tests.integration.harness import ROOT, Stack, bearer, command, finished, new_key, problem, wait_until
+from tests.integration.harness import ROOT, Stack, bearer, command, finished, new_key, paused, problem, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -73,19 +71,6 @@ def answers(client: httpx.Client) -> bool:
         return client.get("/health/live").status_code == 200
     except httpx.TransportError:
         return False
-
-
-@contextmanager
-def paused(stack: Stack, service: str) -> Iterator[None]:
-    """Stop a server without closing its connections, as a machine that hangs does."""
-    processes = stack.processes(service)
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
 
 
 def submit(client: httpx.Client, headers: Headers, data: str = "mine") -> httpx.Response:

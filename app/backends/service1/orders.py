@@ -2,12 +2,11 @@
 
 from typing import Annotated, Any
 
-from bson import ObjectId
-from bson.errors import InvalidId
 from fastapi import APIRouter, Depends, Response
 
 from app import problems
 from app.api.dependencies import ContextDep, IdentityDep, PrincipalDep
+from app.api.parsing import object_id
 from app.backends.paging import Page
 from app.backends.service1.schemas import Order, OrderContent, OrderPage
 from app.database import Document, OrderRepository
@@ -63,10 +62,7 @@ async def list_orders(orders: OrdersDep, page: PageDep) -> OrderPage:
 @router.get("/{order_id}", responses={404: problems.example(problems.NotFound)})
 async def get_order(order_id: str, orders: OrdersDep, principal: PrincipalDep) -> Order:
     """One order."""
-    try:
-        row = await orders.get(ObjectId(order_id))
-    except InvalidId:
-        raise problems.NotFound(NO_ORDER) from None
+    row = await orders.get(object_id(order_id, NO_ORDER))
     if row is None or not principal.may_see(row["owner"]):
         raise problems.NotFound(NO_ORDER)
     return _order(row)
